@@ -242,9 +242,7 @@ def validate(config: ConfigDict) -> None:
     _one_of("config.train.dtype", train.dtype, DTYPES)
     _one_of("config.optim.name", config.optim.name, OPTIMIZERS)
     strides = {"none": (model.backbone.output_stride,), "sfpn": (4,), "u_sfpn": (4, 2)}[model.upsampler]
-    _one_of(
-        f"config.model.output_stride (with upsampler={model.upsampler!r})", model.output_stride, strides
-    )
+    _one_of(f"config.model.output_stride (with upsampler={model.upsampler!r})", model.output_stride, strides)
     _check_guidance(model)
     for key in ("channels", "context_channels", "query_channels", "wide_channels", "attention_heads"):
         _in_range(f"config.model.{key}", model[key], 1, 65_536)

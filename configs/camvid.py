@@ -1,0 +1,36 @@
+"""CamVid, 11 classes (spec 2), at half resolution on two CPU cores or whole on an accelerator.
+
+    python -m hfgd_jax.main --config configs/camvid.py:backbone=resnet18,method=hfgd --workdir runs/camvid
+
+Arguments: backbone (resnet18 | resnet50 | resnet101), method (fcn | sa_car | sa_car_d8 | cae | sfpn | hfgd |
+hfgd_os2), weights (a file for the backbone), full (whole resolution, the paper's widths), tiny.
+"""
+
+from ml_collections import ConfigDict
+
+from hfgd_jax import config as configuration
+
+
+def get_config(arguments: str = "") -> ConfigDict:
+    """The run's config."""
+    args = configuration.parse_arguments(
+        arguments, backbone="resnet18", method="hfgd", weights="", full=False, tiny=False
+    )
+    config = configuration.default()
+    configuration.set_method(config, args.method)
+    config.model.backbone.update({"name": args.backbone, "weights": args.weights})
+    config.data.update({"dataset": "camvid", "num_classes": 11, "crop": (361, 481)})
+    config.train.update({"steps": 8000, "batch_size": 8})
+    config.model.batch_norm_decay = 0.99
+    config.optim.update({"learning_rate": 3e-4, "warmup_steps": 50})
+    config.eval.every = 1000
+    config.checkpoint.every = 500
+    if not args.full:
+        config.model.update({"channels": 96})
+        config.data.update({"input_scale": 0.5, "crop": (161, 193), "scale_range": (0.75, 1.5)})
+        config.train.update({"steps": 1600, "dtype": "float32"})
+        config.eval.every = 800
+        config.checkpoint.every = 200
+    if args.tiny:
+        configuration.set_tiny(config)
+    return config

@@ -1,0 +1,69 @@
+"""The front door.
+
+    python -m hfgd_jax.main --config configs/X.py --workdir DIR
+    python -m hfgd_jax.main --workdir DIR --mode eval
+    python -m hfgd_jax.main --workdir DIR --mode predict --input PHOTOS --output OUT
+
+`--config` may be left out where `--workdir` holds a run. `--config.FIELD=VALUE` overrides a field.
+"""
+
+import sys
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from hfgd_jax import cli, evaluate, predict, train
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "What to do.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "eval, predict: latest, best or a step.")
+_INPUT = flags.DEFINE_string("input", None, "predict: an image, a folder of images or a glob.")
+_OUTPUT = flags.DEFINE_string("output", None, "predict: folder for masks and overlays.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict: replace pictures that are already there.")
+flags.mark_flags_as_required(["workdir"])
+
+
+@flags.multi_flags_validator(["mode", "input", "output", "checkpoint"], "--mode and the other flags disagree")
+def _flags_belong_to_mode(values: dict) -> bool:
+    mode = values["mode"]
+    for name in ("input", "output"):
+        if mode == "predict" and not values[name]:
+            raise flags.ValidationError(f"--{name}: needed with --mode=predict")
+        if mode != "predict" and values[name]:
+            raise flags.ValidationError(f"--{name}={values[name]}: only with --mode=predict")
+    if mode == "train" and values["checkpoint"]:
+        raise flags.ValidationError(
+            f"--checkpoint={values['checkpoint']}: only with --mode=eval or predict; training goes on from the latest"
+        )
+    return True
+
+
+def with_saved_config(argv: list[str]) -> list[str]:
+    """`argv` with the workdir's own config as `--config`, where none is given."""
+    if any(arg.lstrip("-").split("=")[0] == "config" for arg in argv[1:]):
+        return argv
+    for position, arg in enumerate(argv):
+        name, has_value, value = arg.lstrip("-").partition("=")
+        if arg.startswith("-") and name == "workdir":
+            workdir = value if has_value else next(iter(argv[position + 1 :]), "")
+            saved = epath.Path(__file__).with_name("saved_config.py")
+            return [argv[0], f"--config={saved}:{workdir}", *argv[1:]]
+    return argv
+
+
+def main(_: list[str]) -> int:
+    """Does what `--mode` says; returns the exit code."""
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    checkpoint = _CHECKPOINT.value or "latest"
+    if _MODE.value == "train":
+        return train.run(config, workdir)
+    if _MODE.value == "eval":
+        return evaluate.run(config, workdir, checkpoint)
+    return _predict(config, workdir, checkpoint)
+
+
+if __name__ == "__main__":
+    sys.argv = with_saved_config(sys.argv)
+    cli.run(main)

@@ -1,0 +1,155 @@
+"""What a config stands for: model, optimizer, mesh, the state to start from, and the data."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from hfgd_jax import checkpoints, optim, pretrained, sharding
+from hfgd_jax import config as configuration
+from hfgd_jax.data import builders
+from hfgd_jax.data.labels import LabelTable
+from hfgd_jax.data.source import Split, open_split
+from hfgd_jax.errors import UserError
+from hfgd_jax.models import backbones, build_model
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a step changes. `step` is int32, `rng` a uint32 key `[2]`; parameters are float32."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    rng: jax.Array
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The variables that the model is applied with, and a checkpoint's `model` item."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The rest: a checkpoint's `training` item."""
+        return {"step": self.step, "opt_state": self.opt_state, "rng": self.rng}
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """What a config stands for, made once per process."""
+
+    config: ConfigDict
+    mesh: Mesh
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+
+    @property
+    def mean_pixel(self) -> np.ndarray:
+        """RGB 0-255 of the padding, `[3]`."""
+        return np.asarray(backbones.normalization(self.config.model.backbone.name)[0])
+
+
+def build(config: ConfigDict) -> System:
+    """Makes mesh, model and optimizer.
+
+    Raises:
+        UserError: the config is not valid here.
+    """
+    configuration.validate(config)
+    model = build_model(config.model, config.data.num_classes, jnp.dtype(config.train.dtype))
+    return System(
+        config,
+        sharding.make_mesh(config.mesh),
+        model,
+        optim.make_optimizer(config.optim, config.train.steps),
+    )
+
+
+def make_init(system: System) -> Callable[[jax.Array], TrainState]:
+    """`init(key)`: a fresh state; random weights."""
+
+    def init(key: jax.Array) -> TrainState:
+        params_key, rng = jax.random.split(key)
+        variables = system.model.init(params_key, jnp.zeros((1, 65, 65, 3)), train=True)
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=system.optimizer.init(params),
+            rng=rng,
+        )
+
+    return init
+
+
+def initial_state(
+    system: System, restore_from: checkpoints.Checkpoints | None = None
+) -> tuple[TrainState, str]:
+    """The state to start from, on the mesh, and a sentence on where it comes from.
+
+    Precedence: the run's own latest checkpoint; else `model.backbone.weights`; else random weights.
+    """
+    whole, key = sharding.replicated(system.mesh), jax.random.PRNGKey(system.config.train.seed)
+    init = make_init(system)
+    step = restore_from.latest_step() if restore_from else None
+    if step is not None:
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init, key)
+        )
+        model, training = restore_from.restore(step, abstract.model, abstract.training)
+        return TrainState(**model, **training), f"resumed from the checkpoint of step {step}"
+    state = jax.jit(init, out_shardings=whole)(key)
+    backbone = system.config.model.backbone
+    if not backbone.weights:
+        return state, "random weights (config.model.backbone.weights is empty)"
+    variables, report = pretrained.load_backbone(jax.device_get(state.model), backbone.name, backbone.weights)
+    return jax.device_put(state.replace(**variables), whole), f"{backbone.weights}: {report.summary()}"
+
+
+def open_data(config: ConfigDict, split: str) -> Split:
+    """Opens a split, making the embedded data set first where it is missing.
+
+    Raises:
+        UserError: the data set is missing or has another number of classes than the config.
+    """
+    data = config.data
+    if data.dataset in builders.EMBEDDED and jax.process_index() == 0:
+        builders.prepare_if_missing(data.dataset, data.data_dir)
+    opened = open_split(data.data_dir, data.dataset, split)
+    if opened.table.num_classes != data.num_classes:
+        raise UserError(
+            f"config.data.num_classes={data.num_classes}: data set {data.dataset!r} has "
+            f"{opened.table.num_classes} classes ({', '.join(opened.table.classes)})"
+        )
+    return opened
+
+
+def load(config: ConfigDict, workdir: str, which: str) -> tuple[System, dict[str, Any], int, LabelTable]:
+    """A trained model: its system, its variables on the mesh, its step and its label table.
+
+    Args:
+        config: of the run.
+        workdir: where the run is.
+        which: `latest`, `best` or a step.
+
+    Raises:
+        UserError: no such checkpoint, or one of another model.
+    """
+    system = build(config)
+    saved = checkpoints.Checkpoints(workdir, read_only=True)
+    whole = sharding.replicated(system.mesh)
+    state = jax.eval_shape(make_init(system), jax.random.PRNGKey(0))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state.model)
+    step, variables = saved.restore_model(which, abstract)
+    table = saved.table(which)
+    saved.close()
+    return system, variables, step, table

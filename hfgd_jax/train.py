@@ -1,0 +1,362 @@
+"""The one loop: build, restore, compile, step, log, evaluate, save."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from hfgd_jax import checkpoints, losses, macs, metrics, optim, render, sharding
+from hfgd_jax import config as configuration
+from hfgd_jax.data import pipeline
+from hfgd_jax.errors import UserError
+from hfgd_jax.evaluate import Evaluator
+from hfgd_jax.progress import RunLog, Stopwatch, duration, write_atomically
+from hfgd_jax.signals import Stop
+from hfgd_jax.system import System, TrainState, build, initial_state, open_data
+
+# What may change when a run goes on: it alters speed, place or reporting, never the weights.
+RESUMABLE = ("data.data_dir", "data.threads", "data.workers", "data.prefetch", "data.eval_split")
+RESUMABLE_GROUPS = ("eval.", "checkpoint.", "mesh.", "train.log_every")
+
+
+def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """The pure function `(state, batch) -> (state, metrics)` of one optimizer step.
+
+    The batch (`image` uint8 `[B, H, W, 3]`, `label` uint8 `[B, H, W]`) is cut into `train.accumulate`
+    micro-batches; batch norm and CAR see one micro-batch at a time, the cross-entropies are divided by the
+    valid pixels of the whole. Metrics are float32 scalars: `loss`, its unweighted parts, `learning_rate`,
+    `gradient_norm`.
+    """
+    config, model = system.config, system.model
+    rate = optim.learning_rate(config.optim, config.train.steps)
+    pieces = config.train.accumulate
+
+    def loss_fn(params, batch_stats, image, label, valid_pixels, key):
+        outputs, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            image,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"stochastic": key},
+        )
+        loss, parts = losses.total_loss(
+            outputs,
+            label,
+            config.loss,
+            num_classes=config.data.num_classes,
+            geometry=config.model.geometry,
+            valid_pixels=valid_pixels,
+        )
+        return loss, (parts | {"loss": loss}, updates["batch_stats"])
+
+    gradient = jax.grad(loss_fn, has_aux=True)
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        key = jax.random.fold_in(state.rng, state.step)
+        valid = jnp.maximum(jnp.sum(batch["label"] != 255), 1).astype(jnp.float32)
+        if pieces == 1:
+            grads, (parts, batch_stats) = gradient(
+                state.params, state.batch_stats, batch["image"], batch["label"], valid, key
+            )
+        else:
+
+            def piece(batch_stats, inputs):
+                image, label, key = inputs
+                grads, (parts, batch_stats) = gradient(
+                    state.params, batch_stats, image, label, valid / pieces, key
+                )
+                return batch_stats, (grads, parts)
+
+            # The rows of a piece lie `pieces` apart, so that each device keeps its share of every piece.
+            image, label = (
+                jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0)
+                for x in (batch["image"], batch["label"])
+            )
+            batch_stats, stacked = jax.lax.scan(
+                piece, state.batch_stats, (image, label, jax.random.split(key, pieces))
+            )
+            grads, parts = jax.tree.map(lambda x: jnp.mean(x, 0), stacked)
+        updates, opt_state = system.optimizer.update(grads, state.opt_state, state.params)
+        parts |= {"learning_rate": rate(state.step), "gradient_norm": optax.tree.norm(grads)}
+        new = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return new, parts
+
+    return train_step
+
+
+def claim_workdir(workdir: epath.Path, config: ConfigDict) -> None:
+    """Makes the workdir this run's: writes `config.json`, or checks that it is the same run's.
+
+    Raises:
+        UserError: it holds another run (the differing fields are named), or other files of a user's.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        other = configuration.differences(configuration.from_json(path.read_text()), config)
+        other = [d for d in other if not d.startswith(RESUMABLE_GROUPS) and d.split(":")[0] not in RESUMABLE]
+        if other:
+            raise UserError(
+                f"--workdir={workdir}: holds another run; these fields differ (there -> here): "
+                f"{'; '.join(other)}. Use another --workdir, or that run's config"
+            )
+    elif (workdir / "checkpoints").exists():
+        raise UserError(f"--workdir={workdir}: has checkpoints but no config.json; use another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, configuration.to_json(config))
+
+
+class Loop:
+    """One training run in one workdir."""
+
+    def __init__(self, config: ConfigDict, workdir: str, stop: Stop):
+        self.config, self.workdir, self.stop = config, epath.Path(workdir), stop
+        self.system = build(config)
+        sharding.check_batch_size(
+            "config.train.batch_size / config.train.accumulate",
+            config.train.batch_size // config.train.accumulate,
+            self.system.mesh,
+        )
+        self.train_split = open_data(config, config.data.train_split)
+        self.eval_split = open_data(config, config.data.eval_split)
+        claim_workdir(self.workdir, config)
+        self.saved = checkpoints.Checkpoints(self.workdir, keep=config.checkpoint.keep)
+        self.state, self.origin = initial_state(self.system, self.saved)
+        self.step = int(self.state.step)
+        self.evaluator = Evaluator(self.system.model, config, self.system.mesh)
+        self.log = RunLog(self.workdir, config.train.steps, step=self.step)
+        self.watch = Stopwatch()
+        self.corrupt = 0
+
+    def run(self) -> None:
+        """Trains to `train.steps`, or until `stop`; evaluates and saves on the way."""
+        try:
+            self._introduce()
+            if self.step and self._evaluation_due() and not self.log.recorded_evaluation(self.step):
+                self._evaluate()
+            if self.step < self.config.train.steps and not self.stop():
+                self._train()
+            self.saved.wait()
+            self._farewell()
+        finally:
+            self.log.close()
+            self.saved.close()
+
+    def _introduce(self) -> None:
+        config, mesh, table = self.config, self.system.mesh, self.train_split.table
+        batch = config.train.batch_size
+        parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
+        model, image = self.system.model, jax.ShapeDtypeStruct((1, *config.data.crop, 3), np.uint8)
+        counts = macs.count(lambda v, x: model.apply(v, x, train=False).logits, self.state.model, image)
+        total = sum(counts.values())
+        self.log.say(
+            f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es); "
+            f"mesh {dict(mesh.shape)}\n"
+            f"batch: {batch} global, {batch // mesh.size} per device\n"
+            f"model: {parameters / 1e6:.2f}M parameters, {total / 1e9:.2f} GMACs per image of "
+            f"{config.data.crop[0]}x{config.data.crop[1]}\n"
+            f"data: {config.data.dataset}, {len(self.train_split)} training and {len(self.eval_split)} "
+            f"evaluation images; classes: {', '.join(f'{i} {c}' for i, c in enumerate(table.classes))}\n"
+            f"weights: {self.origin}"
+        )
+
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+        config = self.config
+        return pipeline.train_batches(
+            self.train_split,
+            config.data,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            mean_pixel=self.system.mean_pixel,
+            start=self.step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def _next(self, batches: Iterator) -> tuple[dict[str, jax.Array], np.ndarray]:
+        """The next batch on the devices, and the indices of this process's records in it."""
+        start = time.perf_counter()
+        local = next(batches)
+        self.watch.waiting += time.perf_counter() - start
+        self.corrupt += int(local["corrupt"].sum())
+        arrays = {key: local[key] for key in ("image", "label")}
+        return sharding.global_batch(self.system.mesh, arrays), local["index"]
+
+    def _compile(self, batch: dict[str, jax.Array]) -> Callable:
+        start = time.perf_counter()
+        step = jax.jit(
+            make_train_step(self.system),
+            donate_argnums=0,
+            out_shardings=(sharding.replicated(self.system.mesh), None),
+        )
+        compiled = step.lower(self.state, batch).compile()
+        needed = check_memory(compiled, self.config, self.system.mesh)
+        self.log.say(
+            f"compiled the training step in {time.perf_counter() - start:.1f} s; "
+            f"{needed / 2**30:.2f} GiB per device"
+        )
+        return compiled
+
+    def _train(self) -> None:
+        config, batches = self.config, self._batches()
+        try:
+            batch, index = self._next(batches)
+            step_fn = self._compile(batch)
+            self.watch, previous = Stopwatch(), None
+            while self.step < config.train.steps and not self.stop():
+                self.state, values = step_fn(self.state, batch)
+                self.step += 1
+                self.watch.steps += 1
+                pending = (self.step, values, index)
+                if self.step < config.train.steps:
+                    batch, index = self._next(batches)  # while the devices compute
+                if previous:
+                    self._read(*previous)  # one step late: the devices never wait for the host
+                previous = pending
+                if self._save_due() or self._evaluation_due():
+                    self._read(*previous)
+                    previous = None
+                    self._save()
+                    if self._evaluation_due():
+                        self._evaluate()
+            if previous:
+                self._read(*previous)
+                self._save()
+        finally:
+            batches.close()
+
+    def _read(self, step: int, values: dict[str, jax.Array], index: np.ndarray) -> None:
+        """Checks a finished step's loss and logs it where it is due.
+
+        Raises:
+            UserError: the loss or the gradient is not finite.
+        """
+        host = {key: float(value) for key, value in jax.device_get(values).items()}
+        if not np.isfinite([host["loss"], host["gradient_norm"]]).all():
+            records = ", ".join(self.train_split.record_id(int(i)) for i in index)
+            raise UserError(
+                f"step {step}: loss {host['loss']}, gradient norm {host['gradient_norm']}; records: {records}. "
+                f"The last checkpoint is of step {self.saved.latest_step() or 0}. Lower "
+                "config.optim.learning_rate, set config.optim.clip_norm, or compute in float32 "
+                "(config.train.dtype)"
+            )
+        if step % self.config.train.log_every and step != self.config.train.steps:
+            return
+        rates = self.watch.rates(self.config.train.batch_size)
+        self.log.record(step, host | rates | {"corrupt_records": self.corrupt})
+        self.log.progress(step, host["loss"], rates, self.config.train.batch_size)
+        self.watch = Stopwatch()
+
+    def _save_due(self) -> bool:
+        return self.step % self.config.checkpoint.every == 0 or self.step == self.config.train.steps
+
+    def _evaluation_due(self) -> bool:
+        every = self.config.eval.every
+        return self.step == self.config.train.steps or bool(every and self.step % every == 0)
+
+    def _meta(self, **more: Any) -> dict[str, Any]:
+        return checkpoints.meta(self.step, self.config, self.train_split.table, **more)
+
+    def _save(self) -> None:
+        start = time.perf_counter()
+        self.saved.save(self.step, self.state.model, self.state.training, self._meta())
+        self.watch.paused += time.perf_counter() - start
+
+    def _evaluate(self) -> None:
+        start = time.perf_counter()
+        matrix = self.evaluator.confusion(
+            self.state.model, self.eval_split, self.system.mean_pixel, should_stop=self.stop
+        )
+        if matrix is None:  # stopped: the evaluation is made up for on restart
+            return
+        summary = metrics.summarize(matrix, self.train_split.table.classes)
+        self.log.evaluated(self.step, summary)
+        self._draw()
+        best = self.saved.best_mean_iou()
+        if best is None or (summary["mIoU"] or 0.0) > best:
+            self.saved.save_best(self.step, self.state.model, self._meta(mIoU=summary["mIoU"] or 0.0))
+        spent = time.perf_counter() - start
+        self.watch.paused += spent
+        self.log.say(
+            f"evaluation at step {self.step}: mIoU {summary['mIoU'] or 0.0:.4f}, pixel accuracy "
+            f"{summary['pixel_accuracy'] or 0.0:.4f} on {len(self.eval_split)} images in {duration(spent)}"
+        )
+
+    def _draw(self) -> None:
+        """Overlays of the same few images at every evaluation."""
+        if jax.process_index():
+            return
+        split, count = self.eval_split, min(self.config.eval.overlays, len(self.eval_split))
+        variables = jax.device_get(self.state.model) if jax.process_count() > 1 else self.state.model
+        for index in np.linspace(0, len(split) - 1, count).astype(int) if count else ():
+            example = split.example(int(index))
+            canvas, size = pipeline.eval_image(
+                example["image"],
+                input_scale=self.config.data.input_scale,
+                geometry=self.config.model.geometry,
+                mean_pixel=self.system.mean_pixel,
+            )
+            mask = self.evaluator.predict(variables, canvas[None], size, example["image"].shape[:2])
+            picture = render.side_by_side(example["image"], mask, example["label"], split.table)
+            folder = self.workdir / "images" / f"step_{self.step:08d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            render.write_image(folder / f"{example['id'].replace('/', '_')}.png", picture)
+            self.log.picture(self.step, f"overlays/{example['id']}", picture)
+
+    def _farewell(self) -> None:
+        if self.stop():
+            self.log.say(
+                f"stopped by {self.stop.signal_name} at step {self.step}; saved in "
+                f"{self.workdir / 'checkpoints'}. The same command goes on from here"
+            )
+        elif self.step >= self.config.train.steps:
+            self.log.say(f"finished at step {self.step}: {self.workdir}")
+
+
+def check_memory(compiled: Any, config: ConfigDict, mesh: Mesh) -> int:
+    """Bytes that a compiled step needs on each device.
+
+    Raises:
+        UserError: more than the device has.
+    """
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return 0
+    needed = (
+        analysis.argument_size_in_bytes
+        + analysis.temp_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
+    device = mesh.devices.flat[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        have = stats["bytes_limit"]
+    else:  # host devices share the machine's memory
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
+    if needed > have:
+        raise UserError(
+            f"config.data.crop={tuple(config.data.crop)} with config.train.batch_size="
+            f"{config.train.batch_size}: one step needs {needed / 2**30:.1f} GiB on each device, which has "
+            f"{have / 2**30:.1f}; use a smaller crop or batch, or raise config.train.accumulate"
+        )
+    return needed
+
+
+def run(config: ConfigDict, workdir: str) -> int:
+    """Trains, or goes on training, in `workdir`; returns the exit code (0, or 128 + signal where stopped)."""
+    with Stop().listening() as stop:
+        Loop(config, workdir, stop).run()
+    return stop.exit_code

@@ -1,0 +1,97 @@
+"""Every field has a default, a type and a check, and a bad one is named."""
+
+import pytest
+
+from hfgd_jax import config as configuration
+from hfgd_jax.errors import UserError
+
+
+@pytest.mark.parametrize("method", configuration.METHODS)
+@pytest.mark.parametrize("tiny", [False, True])
+def test_methods_are_valid(method, tiny):
+    config = configuration.default()
+    configuration.set_method(config, method)
+    configuration.set_plain(config)
+    if tiny:
+        configuration.set_tiny(config)
+    configuration.validate(config)
+
+
+def test_a_method_leaves_nothing_of_the_one_before():
+    config = configuration.default()
+    configuration.set_method(config, "sa_car_d8")
+    configuration.set_method(config, "hfgd")
+    expected = configuration.default()
+    configuration.set_method(expected, "hfgd")
+    assert configuration.differences(config, expected) == []
+    assert config.model.backbone.output_stride == 32
+    configuration.set_method(config, "fcn")
+    assert not any(config.model.guidance.values())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("model.upsampler", "fpm", "config.model.upsampler='fpm': unknown; one of none, sfpn, u_sfpn"),
+        ("model.backbone.name", "vgg", "config.model.backbone.name='vgg'"),
+        ("model.output_stride", 3, "config.model.output_stride"),
+        ("model.attention_heads", 7, "must divide config.model.channels=256"),
+        ("data.crop", (513,), "config.data.crop=(513,): want two numbers"),
+        ("data.crop", (5, 513), "config.data.crop height=5"),
+        ("data.scale_range", (2.0, 0.5), "config.data.scale_range=(2.0, 0.5)"),
+        ("data.flip", 2.0, "config.data.flip=2.0: want a value from 0.0 to 1.0"),
+        ("train.accumulate", 3, "config.train.accumulate=3: must divide config.train.batch_size=16"),
+        ("train.dtype", "float16", "config.train.dtype='float16': unknown; one of bfloat16, float32"),
+        ("optim.learning_rate", -1.0, "config.optim.learning_rate=-1.0"),
+        ("optim.warmup_steps", 40_000, "config.optim.warmup_steps=40000"),
+        ("mesh.data", 0, "config.mesh.data=0"),
+        ("loss.car", -1.0, "config.loss.car=-1.0"),
+    ],
+)
+def test_a_bad_value_is_named(field, value, says):
+    config = configuration.default()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError) as caught:
+        configuration.validate(config)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("switch", ["tokens", "protect", "axial_attention", "probe"])
+def test_switches_need_an_upsampler(switch):
+    config = configuration.default()
+    configuration.set_method(config, "fcn")
+    config.model.guidance[switch] = True
+    with pytest.raises(UserError, match=f"guidance.{switch}=True: needs an upsampler"):
+        configuration.validate(config)
+
+
+def test_json_round_trip():
+    config = configuration.default()
+    config.data.crop = (65, 97)
+    config.data.scale_range = (0.5, 1.0)
+    back = configuration.from_json(configuration.to_json(config))
+    assert configuration.differences(config, back) == []
+    assert back.data.crop == (65, 97)
+
+
+def test_a_saved_config_with_a_strange_field_is_refused():
+    text = configuration.to_json(configuration.default()).replace('"steps"', '"stepz"')
+    with pytest.raises(UserError, match=r"train\.stepz"):
+        configuration.from_json(text)
+
+
+def test_differences_name_the_fields():
+    one, other = configuration.default(), configuration.default()
+    other.optim.learning_rate = 1.0
+    assert configuration.differences(one, other) == ["optim.learning_rate: 4e-05 -> 1.0"]
+
+
+def test_arguments():
+    args = configuration.parse_arguments("table9/x,tiny", row="", tiny=False)
+    assert (args.row, args.tiny) == ("table9/x", True)
+    args = configuration.parse_arguments("method=fcn,tiny=False", method="hfgd", tiny=True)
+    assert (args.method, args.tiny) == ("fcn", False)
+    for bad in ("methud=fcn", "tiny=perhaps", "tiny=3"):
+        with pytest.raises(UserError, match="config argument"):
+            configuration.parse_arguments(bad, method="hfgd", tiny=False)
