@@ -1,0 +1,201 @@
+"""The one resize, grid sizes and padding (spec 1.0).
+
+Two geometries. `align_corners` (the default, a reading): a stride-s feature sits on pixels 0, s, 2s, ...,
+an on-grid size is `32k + 1`, resizing maps corners onto corners (x2 takes n to 2n - 1) and labels shrink by
+taking every s-th pixel. `half_pixel`: samples are centres of cells, an on-grid size is `32k`.
+
+Sizes are `(height, width)`; arrays are NHWC. Integer factors, the only ones on the grid, are slices and
+broadcast interpolation: no gather, whose gradient is a slow scatter, and no matrix product.
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, Shaped
+
+Geometry = Literal["align_corners", "half_pixel"]
+Size = tuple[int, int]
+
+
+def grid_size(size: Size, geometry: Geometry, multiple: int = 32) -> Size:
+    """The smallest on-grid size that is not below `size`.
+
+    Args:
+        size: height and width, at least 1 each.
+        geometry: `align_corners` gives `multiple * k + 1`, `half_pixel` gives `multiple * k`.
+        multiple: the coarsest stride of the features.
+    """
+    extra = _extra(geometry)
+    height, width = (-(-(side - extra) // multiple) * multiple + extra for side in size)
+    return height, width
+
+
+def feature_size(size: Size, stride: int, geometry: Geometry) -> Size:
+    """Spatial size of a feature map at `stride` of an on-grid input of `size`."""
+    extra = _extra(geometry)
+    height, width = ((side - extra) // stride + extra for side in size)
+    return height, width
+
+
+def pad_to(
+    x: Shaped[Array, "b h w *c"], size: Size, value: float | Float[Array, " c"] | tuple[float, ...]
+) -> Shaped[Array, "b H W *c"]:
+    """Pads at the bottom and right up to `size`.
+
+    Args:
+        x: images, features or label maps of any dtype.
+        size: height and width of the result.
+        value: what to pad with: a number, or one number per channel; rounded where x holds integers.
+
+    Raises:
+        ValueError: x is larger than `size`.
+    """
+    height, width = x.shape[1:3]
+    if height > size[0] or width > size[1]:
+        raise ValueError(f"pad_to: {(height, width)} is larger than {tuple(size)}")
+    if (height, width) == tuple(size):
+        return x
+    fill = np.asarray(value)
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        fill = np.round(fill)
+    shape = (x.shape[0], *size, *x.shape[3:])
+    return jnp.broadcast_to(jnp.asarray(fill, x.dtype), shape).at[:, :height, :width].set(x)
+
+
+def resize(
+    x: Shaped[Array, "b h w *c"],
+    size: Size,
+    *,
+    method: Literal["bilinear", "nearest"] = "bilinear",
+    geometry: Geometry = "align_corners",
+) -> Shaped[Array, "b H W *c"]:
+    """Resizes floats bilinearly, and label maps by the nearest pixel; never antialiased.
+
+    Bilinear equals torch's `interpolate(mode="bilinear", align_corners=...)`. Nearest equals torch's
+    `nearest-exact` in `half_pixel`; in `align_corners` it takes the pixel nearest to `i * (n - 1) / (m - 1)`
+    (every s-th one where the size shrinks by an integer; the later one at a tie).
+
+    Args:
+        x: `[B, h, w, C]` floats, or `[B, h, w]` or `[B, h, w, C]` integers (nearest only).
+        size: height and width of the result.
+        method: bilinear computes in float32 (at least) and returns x's dtype.
+        geometry: where the samples sit.
+
+    Raises:
+        ValueError: an unknown method or geometry, or bilinear on integers.
+    """
+    if method not in ("bilinear", "nearest"):
+        raise ValueError(f"resize: method={method!r}: want 'bilinear' or 'nearest'")
+    corners = bool(_extra(geometry))
+    if method == "nearest":
+        for axis in (1, 2):
+            x = _nearest(x, axis, size[axis - 1], corners)
+        return x
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"resize: bilinear needs floats, got {x.dtype}; use method='nearest' for labels")
+    if x.shape[1:3] == tuple(size):
+        return x
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    for axis in (1, 2):
+        y = _linear(y, axis, size[axis - 1], corners)
+    return y.astype(x.dtype)
+
+
+def to_pixels(x: Float[Array, "b h w c"], size: Size, *, geometry: Geometry) -> Float[Array, "b H W c"]:
+    """Resizes an output-stride map of the padded grid to the grid's pixels and crops it to `size`.
+
+    What turns logits into pixel logits: `size` is the height and width of the images before padding.
+    """
+    x = resize(x, grid_size(size, geometry), geometry=geometry)
+    return x[:, : size[0], : size[1]]
+
+
+def labels_at(
+    labels: Integer[Array, "b H W"], size: Size, *, geometry: Geometry, ignore_label: int = 255
+) -> Integer[Array, "b h w"]:
+    """Labels shrunk to a feature size of the padded grid; what lies in the padding is `ignore_label`."""
+    grid = grid_size(labels.shape[1:3], geometry)
+    return resize(pad_to(labels, grid, ignore_label), size, method="nearest", geometry=geometry)
+
+
+def _extra(geometry: Geometry) -> int:
+    if geometry not in ("align_corners", "half_pixel"):
+        raise ValueError(f"geometry={geometry!r}: want 'align_corners' or 'half_pixel'")
+    return 1 if geometry == "align_corners" else 0
+
+
+def _factor(large: int, small: int, corners: bool) -> int:
+    """The integer factor between two sizes of an axis, or 0 where there is none."""
+    large, small = (large - 1, small - 1) if corners else (large, small)
+    return large // small if small > 0 and large % small == 0 else 0
+
+
+def _every(x: Array, axis: int, start: int, step: int) -> Array:
+    return x[:, start::step] if axis == 1 else x[:, :, start::step]
+
+
+def _nearest(x: Array, axis: int, m: int, corners: bool) -> Array:
+    n = x.shape[axis]
+    if n == m:
+        return x
+    if step := _factor(n, m, corners):
+        return _every(x, axis, 0 if corners else step // 2, step)
+    i = np.arange(m)
+    if corners:
+        index = (2 * i * (n - 1) + (m - 1)) // (2 * (m - 1)) if m > 1 else i
+    else:
+        index = (2 * i + 1) * n // (2 * m)
+    return jnp.take(x, index, axis=axis)
+
+
+def _linear(x: Array, axis: int, m: int, corners: bool) -> Array:
+    n = x.shape[axis]
+    if n == m:
+        return x
+    if s := _factor(m, n, corners):
+        return _enlarge_corners(x, axis, s) if corners else _enlarge_cells(x, axis, s)
+    if s := _factor(n, m, corners):
+        if corners:
+            return _every(x, axis, 0, s)
+        middle = _every(x, axis, (s - 1) // 2, s)
+        return middle if s % 2 else (middle + _every(x, axis, s // 2, s)) / 2
+    i = np.arange(m)
+    source = i * ((n - 1) / max(m - 1, 1)) if corners else np.clip((i + 0.5) * n / m - 0.5, 0, n - 1)
+    low = np.clip(np.floor(source).astype(int), 0, n - 1)
+    t = _along((source - low).astype(x.dtype), axis, x.ndim)
+    high = np.minimum(low + 1, n - 1)
+    return jnp.take(x, low, axis=axis) * (1 - t) + jnp.take(x, high, axis=axis) * t
+
+
+def _enlarge_corners(x: Array, axis: int, s: int) -> Array:
+    """n -> (n - 1) * s + 1: each interval between samples gives its first sample and s - 1 points inside."""
+    last = _part(x, axis, x.shape[axis] - 1, None)
+    return jnp.concatenate([_intervals(x, axis, np.arange(s) / s), last], axis=axis)
+
+
+def _enlarge_cells(x: Array, axis: int, s: int) -> Array:
+    """n -> n * s: the n + 1 intervals between edge-replicated samples, less what sticks out at both ends."""
+    n = x.shape[axis]
+    x = jnp.concatenate([_part(x, axis, 0, 1), x, _part(x, axis, n - 1, None)], axis=axis)
+    phases = (np.arange(s) + (0 if s % 2 else 0.5)) / s
+    start = (s + 1) // 2
+    return _part(_intervals(x, axis, phases), axis, start, start + n * s)
+
+
+def _intervals(x: Array, axis: int, t: np.ndarray) -> Array:
+    """Between neighbours a, b along an axis of n samples: a + t * (b - a) for every t."""
+    n, shape = x.shape[axis], list(x.shape)
+    a = jnp.expand_dims(_part(x, axis, 0, n - 1), axis + 1)
+    b = jnp.expand_dims(_part(x, axis, 1, n), axis + 1)
+    t = _along(t.astype(x.dtype), axis + 1, x.ndim + 1)
+    shape[axis] = (n - 1) * t.size
+    return (a * (1 - t) + b * t).reshape(shape)
+
+
+def _part(x: Array, axis: int, start: int, stop: int | None) -> Array:
+    return x[:, start:stop] if axis == 1 else x[:, :, start:stop]
+
+
+def _along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:
+    return values.reshape([-1 if a == axis else 1 for a in range(ndim)])

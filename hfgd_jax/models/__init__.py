@@ -1,0 +1,58 @@
+"""The model: `build_model` reads a configuration and gives a `Segmenter`."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from hfgd_jax.models.attention import AxialAttention
+from hfgd_jax.models.backbones import BACKBONES
+from hfgd_jax.models.context import CONTEXTS
+from hfgd_jax.models.guidance import ClassTokens
+from hfgd_jax.models.probe import Probe
+from hfgd_jax.models.segmenter import Outputs, Segmenter
+from hfgd_jax.models.upsamplers import UPSAMPLERS
+
+__all__ = ["BACKBONES", "CONTEXTS", "UPSAMPLERS", "Outputs", "Segmenter", "build_model"]
+
+
+def build_model(model_config: ConfigDict, num_classes: int, dtype: Any) -> Segmenter:
+    """The model of a validated configuration; nothing is computed yet.
+
+    Args:
+        model_config: `config.model`.
+        num_classes: classes of the data set.
+        dtype: of the computation, such as "bfloat16"; parameters, statistics and outputs are float32.
+    """
+    m, guidance, dtype = model_config, model_config.guidance, jnp.dtype(dtype)
+    backbone = BACKBONES[m.backbone.name]
+    common = {"decay": m.batch_norm_decay, "dtype": dtype}
+    context = None
+    if m.context != "identity" or m.upsampler == "none" or guidance.tokens:
+        context = CONTEXTS[m.context](
+            channels=m.channels,
+            context_channels=m.context_channels,
+            query_channels=m.query_channels,
+            wide_channels=m.wide_channels,
+            scale_attention=m.scale_context_attention,
+            **common,
+        )
+    mean, std = backbone.normalization
+    return Segmenter(
+        backbone=backbone.build(m.backbone.output_stride, m.backbone.multi_grid, **common),
+        context=context,
+        upsampler=UPSAMPLERS[m.upsampler](
+            channels=m.channels, output_stride=m.output_stride, geometry=m.geometry, **common
+        ),
+        axial_attention=AxialAttention(m.channels, m.attention_heads, **common)
+        if guidance.axial_attention
+        else None,
+        class_tokens=ClassTokens(m.channels, num_classes),
+        probe=Probe(m.channels, m.context_channels, num_classes, **common) if guidance.probe else None,
+        share_tokens=guidance.tokens,
+        protect=guidance.protect,
+        probe_stop_gradient=guidance.probe_stop_gradient,
+        geometry=m.geometry,
+        mean=mean,
+        std=std,
+    )

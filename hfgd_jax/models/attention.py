@@ -1,0 +1,88 @@
+"""Attention over positions: along the axes (spec 1.2) and over all of them (spec 1.4)."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hfgd_jax.models.layers import Conv, ConvNormRelu, linear_init
+
+
+class AxialAttention(nn.Module):
+    """Attention along height, then along width, each with a residual; then one 1x1 conv-norm-ReLU.
+
+    Each axis has its own 1x1 query, key and value projections (with bias) and scaled dot products. The
+    softmax is float32. In training an axis' attention map is computed again in the backward pass, so that
+    never more than one is in memory.
+
+    Attributes:
+        channels: of the input, the projections and the output.
+        heads: divides `channels`.
+        decay: of the batch normalisation.
+        dtype: of the computation and the result.
+    """
+
+    channels: int = 256
+    heads: int = 4
+    decay: float = 0.9997
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+        x = x.astype(self.dtype)
+        x = x + self._along_width(x.swapaxes(1, 2), "height", train).swapaxes(1, 2)
+        x = x + self._along_width(x, "width", train)
+        return ConvNormRelu(self.channels, 1, self.decay, self.dtype, name="out")(x, train)
+
+    def _along_width(self, x: Float[Array, "b h w c"], name: str, train: bool) -> Float[Array, "b h w c"]:
+        """Every row of pixels attends within itself."""
+        b, h, w, c = x.shape
+        query, key, value = (
+            _project(c, f"{name}_{part}", self.dtype)(x).reshape(b * h, w, self.heads, c // self.heads)
+            for part in ("query", "key", "value")
+        )
+        attend = jax.checkpoint(jax.nn.dot_product_attention) if train else jax.nn.dot_product_attention
+        return attend(query, key, value).reshape(b, h, w, c)
+
+
+class SelfAttention(nn.Module):
+    """Attention of every position to every other, one head; no residual.
+
+    Query and key are narrower than the value, which `jax.nn.dot_product_attention` does not take; so it is
+    written out here, with float32 logits and softmax.
+
+    Attributes:
+        query_channels: of query and key.
+        value_channels: of the value, and so of the output.
+        scale: divide the logits by sqrt(query_channels); off is a reading (spec 1.5).
+        dtype: of the computation and the result.
+    """
+
+    query_channels: int = 64
+    value_channels: int = 512
+    scale: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w v"]:
+        b, h, w, _ = x.shape
+        query, key, value = (
+            _project(channels, name, self.dtype)(x).reshape(b, h * w, channels)
+            for name, channels in (
+                ("query", self.query_channels),
+                ("key", self.query_channels),
+                ("value", self.value_channels),
+            )
+        )
+        logits = jnp.einsum("btc,bsc->bts", query, key, preferred_element_type=jnp.float32)
+        if self.scale:
+            logits = logits / math.sqrt(self.query_channels)
+        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
+        return jnp.einsum("bts,bsc->btc", weights, value).reshape(b, h, w, self.value_channels)
+
+
+def _project(channels: int, name: str, dtype: Any) -> Conv:
+    return Conv(channels, 1, use_bias=True, kernel_init=linear_init, dtype=dtype, name=name)

@@ -1,0 +1,16 @@
+"""No extra encoding: the head of a basic FCN (spec 1.4)."""
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from hfgd_jax.models.context.base import ContextEncoder, Encoded
+from hfgd_jax.models.layers import ConvNormRelu
+
+
+class Identity(ContextEncoder):
+    """3x3 conv-norm-ReLU to `context_channels`, 1x1 conv-norm-ReLU to `channels`."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Encoded:
+        x = ConvNormRelu(self.context_channels, 3, self.decay, self.dtype, name="conv")(x, train)
+        return Encoded(ConvNormRelu(self.channels, 1, self.decay, self.dtype, name="out")(x, train))

@@ -1,0 +1,108 @@
+"""Backbone, context encoder, upsampler and class tokens put together, with every stop-gradient (spec 1).
+
+```
+image -> backbone -> {f4, f8, f16, f32};  f32 -> context -> high -> tokens -> guide_logits     the teacher
+f4, f8, f16, high -> upsampler -> axial attention -> low -> tokens -> logits                    the student
+```
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import struct
+from jax.lax import stop_gradient
+from jaxtyping import Array, Float, UInt8
+
+from hfgd_jax.geometry import Geometry, grid_size, pad_to
+from hfgd_jax.models.guidance import classify
+
+
+@struct.dataclass
+class Outputs:
+    """What a segmenter gives; maps of the padded grid, all float32.
+
+    Attributes:
+        logits: the prediction, at the output stride.
+        guide_logits: of the guide branch, at the stride of the backbone's last feature.
+        probe_logits: of the auxiliary FCN, at the same stride.
+        car_features: what the CAR losses regularise, at the same stride.
+            All but `logits` exist in training only, and are None where the model has no such part.
+    """
+
+    logits: Float[Array, "b h w k"]
+    guide_logits: Float[Array, "b i j k"] | None = None
+    probe_logits: Float[Array, "b i j k"] | None = None
+    car_features: Float[Array, "b i j c"] | None = None
+
+
+class Segmenter(nn.Module):
+    """The whole model. Parameter groups carry the names of the parts below.
+
+    What the upsampler reads as level 32 (reading, which gives the MACs of spec 1.7): the context encoder's
+    `high`, or the backbone's own f32 where there is no context encoder, that is where the encoding is
+    `identity`, an upsampler follows and no guide branch needs a `high` to train the tokens on.
+
+    Attributes:
+        backbone: normalised images to the pyramid.
+        context: f32 to `high`; None where nothing reads it.
+        upsampler: the pyramid to the low feature.
+        axial_attention: low feature to low feature; None for none.
+        class_tokens: the classifier of the prediction, and of the guide branch where there is one.
+        probe: the auxiliary FCN on f32, with its own head and classifier (reading: it measures the
+            backbone's own feature, whatever the context); None for none.
+        share_tokens: guidance: the tokens are trained by the guide branch alone, frozen for the upsampler.
+        protect: the upsampler's loss stops at the pyramid.
+        probe_stop_gradient: the probe's loss stops at the backbone.
+        geometry: of the grid that images are padded to.
+        mean, std: of RGB 0-255, as the backbone's weights expect.
+    """
+
+    backbone: nn.Module
+    context: nn.Module | None
+    upsampler: nn.Module
+    axial_attention: nn.Module | None
+    class_tokens: nn.Module
+    probe: nn.Module | None
+    share_tokens: bool
+    protect: bool
+    probe_stop_gradient: bool
+    geometry: Geometry
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"], train: bool) -> Outputs:
+        """Args:
+        images: RGB 0-255 of any size; padded to the grid with the mean pixel.
+        train: batch statistics from the batch (`mutable=["batch_stats"]`), and the guide branch, probe
+            and CAR features computed. Without it, only the prediction is.
+        """
+        pyramid = dict(self.backbone(self._on_grid(images), train))
+        f32, high, car_features = pyramid[32], None, None
+        if self.context is not None:
+            high, car_features = self.context(f32, train)
+            pyramid[32] = high
+
+        low = self.upsampler(stop_gradient(pyramid) if self.protect else pyramid, train)
+        if self.axial_attention is not None:
+            low = self.axial_attention(low, train)
+
+        tokens = self.class_tokens()
+        logits = classify(low, stop_gradient(tokens) if self.share_tokens else tokens)
+        if not train and not self.is_initializing():
+            return Outputs(logits)
+
+        probe_logits = None
+        if self.probe is not None:
+            probe_logits = self.probe(stop_gradient(f32) if self.probe_stop_gradient else f32, train)
+        return Outputs(
+            logits,
+            guide_logits=classify(high, tokens) if self.share_tokens else None,
+            probe_logits=probe_logits,
+            car_features=None if car_features is None else car_features.astype(jnp.float32),
+        )
+
+    def _on_grid(self, images: Any) -> Float[Array, "b h w 3"]:
+        """Normalises, then pads with zero, which is the mean pixel."""
+        x = (images.astype(jnp.float32) - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+        return pad_to(x, grid_size(x.shape[1:3], self.geometry), 0.0)
