@@ -41,6 +41,9 @@ def inference_macs(config: ConfigDict, size: tuple[int, int]) -> tuple[dict[str,
 
     variables = jax.eval_shape(init, jax.random.key(0), images)
     counts = macs.count(lambda v, x: model.apply(v, x, train=False).logits, variables, images)
+    # The product with the tokens stands in the segmenter itself, outside of every part.
+    segmenter = type(model).__name__
+    counts[f"{segmenter}/class_tokens"] = counts.pop(segmenter, 0)
     return macs.by_part(counts, PARTS), {
         name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
         for name, tree in variables["params"].items()
