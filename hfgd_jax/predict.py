@@ -68,7 +68,7 @@ def run(
     *,
     table: LabelTable,
     mean_pixel: Float[np.ndarray, "3"],
-    geometry: Geometry = "align_corners",
+    geometry_name: Geometry = "align_corners",
     input_scale: float = 1.0,
     alpha: float = 0.5,
     overwrite: bool = False,
@@ -91,7 +91,7 @@ def run(
         output: folder, made where missing. Files within its `masks` and `overlays` are never inputs.
         table: the classes and their colours.
         mean_pixel: RGB 0-255, the padding.
-        geometry: `align_corners` or `half_pixel`, for the form of the canvas.
+        geometry_name: `align_corners` or `half_pixel`, for the form of the canvas.
         input_scale: images are resized by it for the model, as in training; masks keep the image's own size.
         alpha: weight of the colours in the overlays.
         overwrite: replace outputs that are already there; inputs are never replaced.
@@ -119,7 +119,7 @@ def run(
         try:
             if isinstance(image, Unreadable):
                 raise image
-            mask, note = _predict_one(predict_fn, image, mean_pixel, geometry, input_scale, max_side)
+            mask, note = _predict_one(predict_fn, image, mean_pixel, geometry_name, input_scale, max_side)
         except Unreadable as error:
             skipped.append(f"{job.source}: {error}")
             say(f"{head}: skipped: {error}")
@@ -264,7 +264,7 @@ def _predict_one(
     predict_fn: PredictFn,
     image: np.ndarray,
     mean_pixel: np.ndarray,
-    geometry: Geometry,
+    geometry_name: Geometry,
     input_scale: float,
     max_side: int,
 ) -> tuple[np.ndarray, str]:
@@ -277,7 +277,7 @@ def _predict_one(
         note = f"  (predicted at {target[1]}x{target[0]}, enlarged to {size[1]}x{size[0]})"
     if seen != size:
         image = cv2.resize(image, seen[::-1], interpolation=cv2.INTER_LINEAR)
-    steps = grid_size(tuple(max(side, 33) for side in seen), geometry, CANVAS_STEP)
+    steps = grid_size(tuple(max(side, 33) for side in seen), geometry_name, CANVAS_STEP)
     canvas = np.empty((1, *steps, 3), np.uint8)
     canvas[:] = np.round(np.asarray(mean_pixel)).astype(np.uint8)
     canvas[0, : seen[0], : seen[1]] = image
