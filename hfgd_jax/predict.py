@@ -79,7 +79,7 @@ def run(
     """Predicts every image of `inputs` into `OUTPUT/masks/NAME.png` and `OUTPUT/overlays/NAME.jpg`.
 
     A mask has its image's size (as shown: EXIF rotation is applied) and holds the train ids as an index PNG
-    in the data set's colours. `OUTPUT/legend.png` names the colours. An input that cannot be read is told
+    in the data set's colours. `OUTPUT/overlays/legend.png` names the colours. An input that cannot be read is told
     in a line, skipped, and counted in the report. A file appears whole or not at all.
 
     Args:
@@ -110,7 +110,9 @@ def run(
     with _writing(output):
         (output / "masks").mkdir(parents=True, exist_ok=True)
         (output / "overlays").mkdir(exist_ok=True)
-        render.write_image(output / "legend.png", render.legend(table.classes, table.palette, 960))
+        render.write_image(
+            output / "overlays" / "legend.png", render.legend(table.classes, table.palette, 960)
+        )
     masks, skipped, stopped = [], [], False
     for number, (job, image) in enumerate(_read_ahead(jobs), start=1):
         if stopped := should_stop():
@@ -213,11 +215,11 @@ def _plan(sources: Sequence[Path], output: Path, overwrite: bool) -> list[_Job]:
         for source, name in zip(sources, names, strict=True)
     ]
     taken = {source.resolve() for source in sources}
-    targets = [output / "legend.png", *(path for job in jobs for path in (job.mask, job.overlay))]
+    targets = [path for job in jobs for path in (job.mask, job.overlay)]
     for target in targets:
         if target.resolve() in taken:
             raise UserError(f"--output={output}: {target} is an input; choose another output")
-    present = [target for target in targets[1:] if target.exists()]
+    present = [target for target in targets if target.exists()]
     if present and not overwrite:
         more = f" (and {len(present) - 1} more)" if len(present) > 1 else ""
         raise UserError(f"{present[0]} exists{more}: choose another --output, or pass --overwrite")
