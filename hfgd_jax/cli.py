@@ -1,0 +1,61 @@
+"""What every command shares: flags in, one line and an exit code out when the user is wrong."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+from hfgd_jax.errors import UserError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+# What a wrong flag or config override raises: absl's own errors, and those of ml_collections and of a
+# config file that cannot be found or read.
+_FLAG_ERRORS = (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+    ImportError,
+    SyntaxError,
+)
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parses the flags, calls `main(argv)` and exits with what it returns (None: 0).
+
+    A `UserError`, an unknown flag or a bad value becomes one line on stderr and exit code 2; Ctrl-C exits
+    with 130, without a traceback. Anything else is a bug and keeps its traceback. `--help` exits with 0.
+    """
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+            return main(argv)
+        except UserError as error:
+            return fail(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def fail(error: BaseException) -> int:
+    """Prints the error's message as one line on stderr; returns the exit code of a user's mistake."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    print("error: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
+    return USER_ERROR
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except _FLAG_ERRORS as error:
+        sys.exit(fail(error))
+    except SystemExit:  # absl's --help, which exits with 1
+        sys.exit(0)

@@ -1,0 +1,1 @@
+"""Data sets: prepared once on disk (`builders`), read (`source`), augmented and batched (`pipeline`)."""

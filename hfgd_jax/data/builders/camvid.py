@@ -1,0 +1,33 @@
+"""CamVid, 11 classes: SOURCE/{train,val,test}/{images/NAME.jpg,labels/NAME.png}."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from hfgd_jax.data.builders import base
+from hfgd_jax.errors import UserError
+
+
+class Camvid(base.SegmentationBuilder):
+    """Road scenes filmed from a car: 11 classes, raw id 11 is void."""
+
+    NAME = "camvid"
+    VERSION = tfds.core.Version("1.0.0")
+    LAYOUT = "SOURCE/{train,val}/{images/NAME.jpg,labels/NAME.png}; a test folder likewise, if there is one"
+
+    @classmethod
+    def splits(cls, source: Path) -> Mapping[str, base.Split]:
+        found = {}
+        for name in ("train", "val", "test"):
+            images, labels = source / name / "images", source / name / "labels"
+            if name == "test" and not images.is_dir():
+                continue
+            labelled = name != "test" or labels.is_dir()
+            for folder in (images, labels) if labelled else (images,):
+                if not folder.is_dir():
+                    raise UserError(f"{folder}: no such folder; want {cls.LAYOUT}")
+            found[name] = base.Split(base.pairs(images, labels), labelled)
+            if not found[name].records:
+                raise UserError(f"{images}: no images ({', '.join(base.IMAGE_SUFFIXES)}) in it")
+        return found

@@ -1,0 +1,253 @@
+"""Batches for training and evaluation.
+
+The n-th sample of a training run is a function of (seed, n) alone: n gives the epoch and the place in the
+epoch's shuffled order, and seeds the augmentation. Step s takes the samples s * B to (s + 1) * B - 1, of
+which process p takes the p-th part of B / P. Hence the global batch does not depend on the number of
+processes, threads or workers, and a run that stopped after s steps goes on with `start=s`. grain moves the
+data: threads, worker processes and prefetching.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from hfgd_jax.data import augment, buckets
+from hfgd_jax.data.labels import IGNORE
+from hfgd_jax.data.source import CorruptRecordError, Split
+from hfgd_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+_END = 2**48  # samples; no run gets there
+_EVAL_PREFETCH = 2
+
+
+class Batches(Iterator[Batch]):
+    """An iterator of batches that can be closed, early too; a context manager."""
+
+    def __init__(self, dataset: grain.IterDataset, length: int | None = None) -> None:
+        self._iterator = iter(dataset)
+        self.length = length  # batches; None: endless
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Stops threads and worker processes."""
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def train_batches(
+    split: Split,
+    data_config: Any,
+    *,
+    batch_size: int,
+    seed: int,
+    mean_pixel: Sequence[float],
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Endless shuffled and augmented batches, from step `start` on.
+
+    Args:
+        split: a labelled split.
+        data_config: the `data` part of the config.
+        batch_size: the global batch, over all processes.
+        seed: of the order and the augmentation.
+        mean_pixel: RGB, 0-255; fills what lies outside a picture.
+        start: steps already taken.
+        process_index, process_count: this process, and how many share the global batch.
+
+    Returns:
+        Dicts of `image` uint8 `[b, H, W, 3]` RGB, `label` uint8 `[b, H, W]` (255 ignored), `index` int32
+        `[b]`, `corrupt` bool `[b]`, where b = batch_size / process_count. A corrupt example is the mean
+        pixel throughout, all ignored. Worker processes need `if __name__ == "__main__":` around the
+        program that calls this, and absl flags parsed.
+
+    Raises:
+        UserError: the split is empty or has no labels, or the batch cannot be shared out. From `next`, unless
+            `data_config.skip_corrupt`: a record cannot be read (CorruptRecordError names it).
+    """
+    rows = _rows(batch_size, process_index, process_count)
+    if not split.labelled:
+        raise UserError(f"data set {split.dataset!r}: split {split.split!r} has no labels to train on")
+    if len(split) == 0:
+        raise UserError(f"data set {split.dataset!r}: split {split.split!r} is empty")
+    settings = augment.Settings(
+        crop=tuple(data_config.crop),
+        mean_pixel=tuple(float(v) for v in mean_pixel),
+        input_scale=float(data_config.input_scale),
+        scale_range=tuple(data_config.scale_range),
+        scale_step=float(data_config.scale_step),
+        flip=float(data_config.flip),
+        photometric=str(data_config.photometric),
+    )
+    load = _TrainLoader(
+        split, settings, seed, batch_size, rows.start, len(rows), bool(data_config.skip_corrupt)
+    )
+    dataset = grain.MapDataset.range(start * len(rows), _END).map(load).batch(len(rows))
+    options = grain.ReadOptions(
+        num_threads=data_config.threads, prefetch_buffer_size=max(data_config.prefetch, data_config.threads)
+    )
+    return Batches(_with_workers(dataset.to_iter_dataset(options), data_config.workers))
+
+
+def _with_workers(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
+    if workers == 0:
+        return dataset
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    return dataset.mp_prefetch(options)
+
+
+def _rows(batch_size: int, process_index: int, process_count: int) -> range:
+    """Rows of the global batch that belong to a process."""
+    if batch_size % process_count or batch_size < process_count:
+        raise UserError(
+            f"batch size {batch_size}: cannot be shared by {process_count} processes; want a multiple"
+        )
+    if not 0 <= process_index < process_count:
+        raise UserError(f"process {process_index}: want one from 0 to {process_count - 1}")
+    share = batch_size // process_count
+    return range(process_index * share, (process_index + 1) * share)
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng((seed, 0, epoch)).permutation(length).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainLoader:
+    """Local sample number -> example."""
+
+    split: Split
+    settings: augment.Settings
+    seed: int
+    batch_size: int
+    first_row: int
+    rows: int
+    skip_corrupt: bool
+
+    def __call__(self, local: int) -> Batch:
+        step, row = divmod(local, self.rows)
+        sample = step * self.batch_size + self.first_row + row
+        epoch, place = divmod(sample, len(self.split))
+        index = int(_order(self.seed, epoch, len(self.split))[place])
+        try:
+            example = self.split.example(index)
+        except CorruptRecordError:
+            if not self.skip_corrupt:
+                raise
+            image = np.empty((0, 0, 3), np.uint8)
+            image = augment.pad_image(image, self.settings.crop, self.settings.mean_pixel)
+            label, corrupt = np.full(self.settings.crop, IGNORE, np.uint8), True
+        else:
+            rng = np.random.default_rng((self.seed, 1, sample))
+            image, label = augment.augment(example["image"], example["label"], rng, self.settings)
+            corrupt = False
+        return {"image": image, "label": label, "index": np.int32(index), "corrupt": np.bool_(corrupt)}
+
+
+def eval_batches(
+    split: Split,
+    *,
+    batch_size: int,
+    mean_pixel: Sequence[float],
+    input_scale: float = 1.0,
+    geometry: str = "align_corners",
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 4,
+    skip_corrupt: bool = False,
+) -> Batches:
+    """Every record once, in a fixed order, on few canvas shapes; the same number of batches everywhere.
+
+    Pictures are scaled by `input_scale` (as in training, see `augment`); labels keep their own size. Both lie
+    at the top left of a canvas (see `buckets`) that is filled up with the mean pixel and with 255. All rows
+    of a global batch have the same canvases; where records run out, filler rows complete the batch.
+
+    Args:
+        split: labelled or not; without labels the label is all 255 at the picture's own size.
+        batch_size: the global batch, over all processes.
+        mean_pixel: RGB, 0-255.
+        input_scale: of the picture.
+        geometry: `align_corners` (canvas sides are 32k + 1) or `half_pixel` (32k).
+        process_index, process_count: this process, and how many share the global batch.
+        threads: for decoding.
+        skip_corrupt: make an unreadable record an all-ignored one instead of raising.
+
+    Returns:
+        Dicts of `image` uint8 `[b, H, W, 3]`, `label` uint8 `[b, h, w]`, `image_size` int32 `[b, 2]` (height
+        and width of the scaled picture in its canvas), `size` int32 `[b, 2]` (of the label in its canvas),
+        `index` int32 `[b]` (-1: filler, with sizes 1x1 and all ignored), `corrupt` bool `[b]`. The iterator's
+        `length` is the number of batches.
+
+    Raises:
+        UserError: the batch cannot be shared out. CorruptRecordError names an unreadable record.
+    """
+    rows = _rows(batch_size, process_index, process_count)
+    sizes = _sizes(split, skip_corrupt)
+    plan = buckets.plan(sizes, batch_size, augment.as_fraction(input_scale), geometry)
+    mine = [(canvas, indices[row]) for canvas, indices in plan for row in rows]
+    load = _EvalLoader(split, tuple(mean_pixel), float(input_scale), skip_corrupt)
+    dataset = grain.MapDataset.source(mine).map(load).batch(len(rows))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(_EVAL_PREFETCH, threads))
+    return Batches(dataset.to_iter_dataset(options), len(plan))
+
+
+def _sizes(split: Split, skip_corrupt: bool) -> list[tuple[int, int]]:
+    sizes = []
+    for index in range(len(split)):
+        try:
+            sizes.append(split.size(index))
+        except CorruptRecordError:
+            if not skip_corrupt:
+                raise
+            sizes.append((1, 1))
+    return sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalLoader:
+    """A place of the plan -> a row of the batch."""
+
+    split: Split
+    mean_pixel: tuple[float, ...]
+    input_scale: float
+    skip_corrupt: bool
+
+    def __call__(self, place: tuple[buckets.Canvas, int]) -> Batch:
+        canvas, index = place
+        image, label = np.empty((0, 0, 3), np.uint8), np.full((1, 1), IGNORE, np.uint8)
+        corrupt = False
+        if index >= 0:
+            try:
+                example: Mapping[str, Any] = self.split.example(index)
+            except CorruptRecordError:
+                if not self.skip_corrupt:
+                    raise
+                corrupt = True
+            else:
+                image = augment.resize_image(example["image"], self.input_scale)
+                label = example.get("label", np.full(example["image"].shape[:2], IGNORE, np.uint8))
+        return {
+            "image": augment.pad_image(image, canvas.image, self.mean_pixel),
+            "label": augment.pad_label(label, canvas.label),
+            "image_size": np.maximum(np.array(image.shape[:2], np.int32), 1),
+            "size": np.array(label.shape, np.int32),
+            "index": np.int32(index),
+            "corrupt": np.bool_(corrupt),
+        }

@@ -1,0 +1,141 @@
+"""Reading a prepared data set: records by index, decoded with OpenCV."""
+
+import io
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from hfgd_jax.data import builders
+from hfgd_jax.data.labels import LabelTable
+from hfgd_jax.errors import UserError
+
+
+class CorruptRecordError(UserError):
+    """A record that cannot be read or decoded; the message names data set, split, index and id."""
+
+
+class Split:
+    """One split of a prepared data set. It can be pickled; each process opens the files for itself.
+
+    Attributes:
+        dataset: the data set's name.
+        split: the split's name.
+        table: the data set's label table, as it was when the data set was prepared.
+        labelled: whether the records have labels.
+    """
+
+    def __init__(self, folder: Path, split: str, info: tfds.core.DatasetInfo) -> None:
+        self.folder, self.dataset, self.split = folder, info.name, split
+        self.table = LabelTable.from_json(info.metadata["table"])
+        self.labelled = split not in info.metadata["unlabelled"]
+        self._length = info.splits[split].num_examples
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock, self._records, self._sizes = threading.Lock(), None, {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_records", "_sizes")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def record_id(self, index: int) -> str:
+        """The record's name in its raw data set. Raises CorruptRecordError."""
+        return self._read(index)["id"].decode()
+
+    def example(self, index: int) -> dict[str, Any]:
+        """The decoded record.
+
+        Returns:
+            `image`: uint8 `[h, w, 3]` RGB, as stored (an EXIF rotation is not applied: labels were drawn on
+            the stored pixels); `label`: uint8 `[h, w]` train ids, 255 ignored (absent in splits without
+            labels); `id`: str.
+
+        Raises:
+            CorruptRecordError: the record cannot be read or decoded.
+        """
+        record = self._read(index)
+        image = _decode(record["image"], cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if image is None:
+            raise self._corrupt(index, record, "its image cannot be decoded")
+        out = {"image": cv2.cvtColor(image, cv2.COLOR_BGR2RGB), "id": record["id"].decode()}
+        if self.labelled:
+            label = _decode(record["label"], cv2.IMREAD_UNCHANGED)
+            if label is None or label.shape != image.shape[:2]:
+                raise self._corrupt(index, record, "its label cannot be decoded or has another size")
+            out["label"] = label
+        return out
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width from the image's header alone; remembered. Raises CorruptRecordError."""
+        if index not in self._sizes:
+            record = self._read(index)
+            try:
+                with Image.open(io.BytesIO(record["image"])) as image:
+                    self._sizes[index] = (image.height, image.width)
+            except (OSError, SyntaxError, ValueError):
+                raise self._corrupt(index, record, "its image has no readable header") from None
+        return self._sizes[index]
+
+    def _read(self, index: int) -> dict[str, bytes]:
+        if not 0 <= index < self._length:
+            raise IndexError(f"{self.dataset} {self.split}: no record {index}; there are {self._length}")
+        if self._records is None:
+            with self._lock:
+                if self._records is None:
+                    skip = tfds.decode.SkipDecoding()
+                    self._records = tfds.builder_from_directory(self.folder).as_data_source(
+                        self.split, decoders={"image": skip, "label": skip}
+                    )
+        try:
+            return self._records[index]
+        except Exception as error:  # array_record and protobuf raise their own kinds
+            raise self._corrupt(index, None, f"it cannot be read ({error})") from None
+
+    def _corrupt(self, index: int, record: Mapping[str, bytes] | None, what: str) -> CorruptRecordError:
+        name = "unknown" if record is None else repr(record["id"].decode())
+        return CorruptRecordError(
+            f"data set {self.dataset!r} in {self.folder}, split {self.split!r}, record {index} (id {name}): {what}"
+        )
+
+
+def _decode(data: bytes, flags: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error:
+        return None
+
+
+def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
+    """Opens a split of a prepared data set.
+
+    Raises:
+        UserError: an unknown data set or split, or one that is not prepared (with the command that does it).
+    """
+    builder = builders.get(dataset)
+    folder = Path(data_dir) / dataset / str(builder.VERSION)
+    command = f"python -m hfgd_jax.tools.prepare --dataset {dataset} --data_dir {data_dir}"
+    command += "" if builder.EMBEDDED else " --source RAW"
+    if not (folder / "dataset_info.json").is_file():
+        older = (Path(data_dir) / dataset).is_dir()
+        why = f"not in version {builder.VERSION}" if older else "not prepared"
+        raise UserError(
+            f"data set {dataset!r} is {why} in {data_dir}; run: {command}{' --overwrite' * older}"
+        )
+    info = tfds.builder_from_directory(folder).info
+    if split not in info.splits:
+        raise UserError(f"data set {dataset!r} has no split {split!r}; one of {', '.join(info.splits)}")
+    if not info.metadata or "table" not in info.metadata:
+        raise UserError(f"{folder}: has no label table; run: {command} --overwrite")
+    return Split(folder, split, info)

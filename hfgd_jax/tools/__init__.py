@@ -1,0 +1,1 @@
+"""Commands beside the front door: `python -m hfgd_jax.tools.NAME`."""
