@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hfgd_jax.models.backbones.base import Backbone, WeightTarget
-from hfgd_jax.models.layers import Conv, batch_norm
+from hfgd_jax.models.layers import Conv, batch_norm, max_pool
 
 EPSILON = 1e-5
 NORMALIZATION = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
@@ -81,7 +81,7 @@ class ResNet(nn.Module):
     def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b h w c"]]:
         x = Conv(64, 7, 2, kernel_init=he_fan_out, dtype=self.dtype, name="conv1")(images)
         x = batch_norm(train, decay=self.decay, epsilon=EPSILON, dtype=self.dtype, name="bn1")(x)
-        x = nn.max_pool(nn.relu(x), (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(nn.relu(x))
         pyramid = {}
         for stage, blocks in enumerate(self._plan()):
             for i, (stride, dilations) in enumerate(blocks):
