@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from hfgd_jax import render
+from hfgd_jax.data import augment, buckets
 from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.errors import UserError
-from hfgd_jax.geometry import Geometry, grid_size
+from hfgd_jax.geometry import Geometry
 
+Size = tuple[int, int]  # height, width
 # (image uint8 [1, H, W, 3] on its canvas, (h, w) of the image proper, (H, W) of the mask) -> uint8 [H, W]
 PredictFn = Callable[
     [UInt8[np.ndarray, "1 H W 3"], tuple[int, int], tuple[int, int]], UInt8[np.ndarray, "h w"]
@@ -28,7 +32,7 @@ PredictFn = Callable[
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 MAX_SIDE = 2048  # pixels of the longer side, at most, in the model and of its mask: memory grows fast
-CANVAS_STEP = 128  # canvases are multiples of it (plus 1, align_corners): few shapes, few compilations
+_ORIENTATION = 0x0112  # EXIF; 5 and above lie on their side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +83,7 @@ def run(
     """Predicts every image of `inputs` into `OUTPUT/masks/NAME.png` and `OUTPUT/overlays/NAME.jpg`.
 
     A mask has its image's size (as shown: EXIF rotation is applied) and holds the train ids as an index PNG
-    in the data set's colours. `OUTPUT/overlays/legend.png` names the colours. An input that cannot be read is told
+    in the data set's colours, which `OUTPUT/overlays/legend.png` names. An input that cannot be read is told
     in a line, skipped, and counted in the report. A file appears whole or not at all.
 
     Args:
@@ -113,6 +117,8 @@ def run(
         render.write_image(
             output / "overlays" / "legend.png", render.legend(table.classes, table.palette, 960)
         )
+    fit = functools.partial(_fit, input_scale=input_scale, max_side=max_side)
+    canvases = _canvases(sources, fit, geometry_name)
     masks, skipped, stopped = [], [], False
     for number, (job, image) in enumerate(_read_ahead(jobs), start=1):
         if stopped := should_stop():
@@ -121,7 +127,7 @@ def run(
         try:
             if isinstance(image, Unreadable):
                 raise image
-            mask, note = _predict_one(predict_fn, image, mean_pixel, geometry_name, input_scale, max_side)
+            mask, note = _predict_one(predict_fn, image, fit, canvases[number - 1], mean_pixel, input_scale)
         except Unreadable as error:
             skipped.append(f"{job.source}: {error}")
             say(f"{head}: skipped: {error}")
@@ -262,41 +268,56 @@ def _read_ahead(jobs: Sequence[_Job]) -> Iterator[tuple[_Job, np.ndarray | Unrea
             yield job, image
 
 
+def _fit(size: Size, input_scale: float, max_side: int) -> tuple[Size, Size]:
+    """The sizes of an image for the model and of its mask before that is enlarged to the image's own."""
+    scale = augment.as_fraction(input_scale)
+    limit = Fraction(max_side, max(*size, max_side))
+    return augment.scaled_size(size, min(scale, limit)), augment.scaled_size(size, limit)
+
+
+def _canvases(sources: Sequence[Path], fit: Callable[[Size], tuple[Size, Size]], geometry: str) -> list[Size]:
+    """A canvas for each image, as evaluation would choose it: few shapes, planned from the files' headers."""
+    seen = []
+    for source in sources:
+        try:
+            with Image.open(source) as image:
+                turned = image.getexif().get(_ORIENTATION, 1) >= 5
+                size = (image.width, image.height) if turned else (image.height, image.width)
+        except Exception:  # read_image will say what is wrong
+            size = (1, 1)
+        seen.append(fit(size)[0])
+    canvases = seen.copy()
+    for canvas, (index,) in buckets.plan(seen, 1, Fraction(1), geometry):
+        canvases[index] = canvas.image
+    return canvases
+
+
 def _predict_one(
     predict_fn: PredictFn,
-    image: np.ndarray,
+    image: UInt8[np.ndarray, "h w 3"],
+    fit: Callable[[Size], tuple[Size, Size]],
+    canvas: Size,
     mean_pixel: np.ndarray,
-    geometry_name: Geometry,
     input_scale: float,
-    max_side: int,
-) -> tuple[np.ndarray, str]:
+) -> tuple[UInt8[np.ndarray, "h w"], str]:
     """The mask of one image, of its size, and a note on what was done to it."""
-    size, note = image.shape[:2], ""
-    fit = min(1.0, max_side / max(size))
-    target = _scaled(size, fit)
-    seen = _scaled(size, min(input_scale, fit))
-    if target != size:
-        note = f"  (predicted at {target[1]}x{target[0]}, enlarged to {size[1]}x{size[0]})"
-    if seen != size:
-        image = cv2.resize(image, seen[::-1], interpolation=cv2.INTER_LINEAR)
-    steps = grid_size(tuple(max(side, 33) for side in seen), geometry_name, CANVAS_STEP)
-    canvas = np.empty((1, *steps, 3), np.uint8)
-    canvas[:] = np.round(np.asarray(mean_pixel)).astype(np.uint8)
-    canvas[0, : seen[0], : seen[1]] = image
+    size = image.shape[:2]
+    seen, target = fit(size)
+    if seen == augment.scaled_size(size, augment.as_fraction(input_scale)):
+        image = augment.resize_image(image, input_scale)
+    else:
+        image = cv2.resize(image, seen[::-1], interpolation=cv2.INTER_AREA)
+    canvas = tuple(map(max, canvas, seen))  # should a header have told another size than the picture has
     try:
-        mask = np.asarray(predict_fn(canvas, seen, target))
+        mask = predict_fn(augment.pad_image(image, canvas, mean_pixel)[None], seen, target)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise Unreadable(f"{size[1]}x{size[0]} pixels: not enough device memory") from error
-    if target != size:
-        mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return mask, note
-
-
-def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    height, width = (max(1, round(side * scale)) for side in size)
-    return height, width
+    if target == size:
+        return mask, ""
+    mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return mask, f"  (predicted at {target[1]}x{target[0]}, enlarged to {size[1]}x{size[0]})"
 
 
 def _shares(mask: np.ndarray, classes: Sequence[str], most: int = 3) -> str:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from hfgd_jax import predict
+from hfgd_jax.data import buckets
 from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.errors import UserError
 
@@ -89,15 +90,17 @@ def _kinds(folder):
     exif = turned.getexif()
     exif[0x0112] = 6  # "show a quarter turn to the right"
     turned.save(folder / "turned.jpeg", exif=exif, quality=95)
+    turned.save(folder / "turned_too.tif", exif=exif)
 
 
 def test_every_kind_of_image(photos, tmp_path):
     _kinds(photos)
     before = _tree(photos)
-    report, lines, _ = _run(photos, tmp_path / "out")
+    report, lines, model = _run(photos, tmp_path / "out")
+    assert set(model.calls) == {((65, 65), (40, 60), (40, 60))}
     assert report.exit_code == 0 and not report.skipped and not report.stopped
     names = {path.stem for path in photos.iterdir()}
-    assert {path.stem for path in report.masks} == names and len(names) == 10
+    assert {path.stem for path in report.masks} == names and len(names) == 11
     assert len(lines) == len(names) and all("bright 50%" in line for line in lines)
     for name in names:
         _is_halves(_mask(tmp_path / "out", name))
@@ -106,7 +109,7 @@ def test_every_kind_of_image(photos, tmp_path):
     assert (tmp_path / "out" / "overlays" / "legend.png").exists()
     assert _tree(photos) == before
     assert not [name for name in _tree(tmp_path / "out") if ".tmp" in name]
-    assert "10 images: masks in" in report.summary()
+    assert "11 images: masks in" in report.summary()
 
 
 def test_transparency_is_dropped_and_the_overlay_blends(photos, tmp_path):
@@ -126,23 +129,30 @@ def test_any_size(photos, tmp_path, size):
         report, _, model = _run(photos, tmp_path / geometry, geometry_name=geometry)
         (canvas, image_size, out_size) = model.calls[0]
         assert image_size == out_size == size
-        assert all((side - extra) % 128 == 0 and side >= 128 for side in canvas)
+        assert all((side - extra) % 32 == 0 and side >= 32 for side in canvas)
         assert report.exit_code == 0 and (_mask(tmp_path / geometry, "a") == 2).all()
 
 
 def test_many_sizes_share_few_canvases(photos, tmp_path):
-    for i in range(12):
-        Image.fromarray(_halves(300 + 7 * i, 400 + 9 * i)).save(photos / f"{i}.png")
+    for i in range(16):
+        Image.fromarray(_halves(100 + 20 * i, 400 - 20 * i)).save(photos / f"{i}.png")
     _, _, model = _run(photos, tmp_path / "out")
-    assert len({canvas for canvas, _, _ in model.calls}) <= 2
-    assert len({out for _, _, out in model.calls}) == 12
+    assert len({out for _, _, out in model.calls}) == 16
+    assert 1 < len({canvas for canvas, _, _ in model.calls}) <= buckets.MAX_SHAPES
+
+
+def test_images_of_one_size_get_the_tightest_canvas(photos, tmp_path):
+    for i in range(3):
+        Image.fromarray(_halves(161, 162)).save(photos / f"{i}.png")
+    _, _, model = _run(photos, tmp_path / "out")
+    assert {canvas for canvas, _, _ in model.calls} == {(161, 193)}
 
 
 def test_a_large_photograph_is_reduced_and_told(photos, tmp_path):
     Image.fromarray(_halves(2000, 3000)).save(photos / "large.jpg", quality=95)
     _, lines, model = _run(photos, tmp_path / "out")
     (canvas, image_size, out_size) = model.calls[0]
-    assert image_size == out_size == (1365, 2048) and max(canvas) <= 2049 + 128
+    assert image_size == out_size == (1365, 2048) and max(canvas) == 2049
     assert "(predicted at 2048x1365, enlarged to 3000x2000)" in lines[0]
     mask = _mask(tmp_path / "out", "large")
     assert mask.shape == (2000, 3000)
@@ -154,7 +164,7 @@ def test_a_large_photograph_is_reduced_and_told(photos, tmp_path):
 def test_input_scale_resizes_the_image_only(photos, tmp_path):
     Image.fromarray(_halves(100, 200)).save(photos / "a.png")
     _, lines, model = _run(photos, tmp_path / "out", input_scale=0.5)
-    assert model.calls == [((129, 129), (50, 100), (100, 200))]
+    assert model.calls == [((65, 129), (50, 100), (100, 200))]
     _is_halves(_mask(tmp_path / "out", "a"))
     assert "enlarged" not in lines[0]
 
