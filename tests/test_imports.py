@@ -1,0 +1,144 @@
+"""Who may import whom (docs/architecture.md), read from the sources; nothing is imported here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "hfgd_jax"
+TOP = ("main", "train", "evaluate", "predict", "tools")  # what the rooms below never import
+FILES_AND_OPTIMIZERS = {
+    *(
+        "absl",
+        "cv2",
+        "etils",
+        "glob",
+        "grain",
+        "optax",
+        "orbax",
+        "os",
+        "pathlib",
+        "PIL",
+        "safetensors",
+        "shutil",
+    ),
+    *("tempfile", "tensorboardX", "tensorflow_datasets"),
+}
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_name(path): path for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
+
+
+def _imports(name: str, *, inside_functions_only: bool = False) -> set[str]:
+    """Modules that a module imports, whole names; of the package's own, the module that holds the thing."""
+    tree = ast.parse(MODULES[name].read_text())
+    nodes = ast.walk(tree)
+    if inside_functions_only:
+        functions = [
+            n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        ]
+        nodes = (node for function in functions for node in ast.walk(function))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name}: relative import; write the whole name"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & MODULES.keys()
+            if inner - MODULES.keys():
+                found.add(node.module)
+    return found
+
+
+def _own(name: str) -> set[str]:
+    return {other for other in _imports(name) if other.split(".")[0] == PACKAGE}
+
+
+def _room(name: str) -> str:
+    """`models` for hfgd_jax.models.layers, `train` for hfgd_jax.train, "" for the package itself."""
+    return [*name.split("."), ""][1]
+
+
+def _allow(room: str, *others: str) -> None:
+    for name in (n for n in MODULES if _room(n) == room):
+        wrong = {other for other in _own(name) if _room(other) not in (room, *others)}
+        assert not wrong, f"{name} imports {', '.join(sorted(wrong))}; allowed: {', '.join(others)}"
+
+
+def test_the_sources_are_seen():
+    assert {"hfgd_jax.config", "hfgd_jax.models", "hfgd_jax.tools.macs"} <= MODULES.keys()
+    assert "hfgd_jax.geometry" in _own("hfgd_jax.models.segmenter")
+    assert "hfgd_jax.macs" in _own("hfgd_jax.tools.macs")  # `from hfgd_jax import macs`
+
+
+def test_errors_and_geometry_stand_at_the_bottom():
+    _allow("errors")
+    _allow("geometry", "errors")
+    _allow("config", "errors")
+
+
+@pytest.mark.parametrize("room", ["models", "losses"])
+def test_models_and_losses_know_arrays_only(room):
+    _allow(room, "geometry", "config", "errors", *(["models"] if room == "losses" else []))  # of `Outputs`
+    for name in (n for n in MODULES if _room(n) == room):
+        wrong = {other.split(".")[0] for other in _imports(name)} & FILES_AND_OPTIMIZERS
+        assert not wrong, f"{name} imports {', '.join(wrong)}: files and optimizers are not its business"
+
+
+def test_data_knows_nothing_of_models():
+    _allow("data", "geometry", "config", "errors")
+
+
+@pytest.mark.parametrize("room", ["metrics", "render", "macs", "optim", "sharding", "progress", "signals"])
+def test_the_small_rooms_stand_alone(room):
+    _allow(room, "geometry", "config", "errors")
+
+
+def test_nothing_uses_the_tools_or_main():
+    for name in MODULES:
+        for other in _own(name):
+            assert _room(other) != "main", f"{name} imports {other}"
+            assert _room(other) != "tools" or _room(name) == "tools", f"{name} imports {other}"
+
+
+def test_only_the_front_door_knows_the_loop():
+    for name in (n for n in MODULES if _room(n) not in TOP):
+        wrong = {other for other in _own(name) if _room(other) in TOP}
+        assert not wrong, f"{name} imports {', '.join(wrong)}"
+    assert not {"train", "evaluate"} & {_room(other) for other in _own("hfgd_jax.predict")}
+    assert "train" not in {_room(other) for other in _own("hfgd_jax.evaluate")}
+
+
+def test_no_circles():
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        if name in done:
+            return
+        for other in sorted(_own(name)):
+            if other in MODULES:
+                visit(other, (*way, name))
+        done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_own_module_is_imported_inside_a_function(name):
+    own = {n for n in _imports(name, inside_functions_only=True) if n.split(".")[0] == PACKAGE}
+    assert not own, f"{name} imports {', '.join(own)} inside a function"
+
+
+def test_every_own_import_exists():
+    for name in MODULES:
+        missing = _own(name) - MODULES.keys()
+        assert not missing, f"{name} imports {', '.join(missing)}"
