@@ -170,7 +170,7 @@ class _Painter:
         ]
         tops, items = [], []
         for y, near in spots:
-            x = self.road_middle(y) + side * (self.road_half(y) * 1.15 + 2)
+            x = self.road_middle(y) + side * (self.road_half(y) * 1.5 + 3)
             high = 10 + 105 * near
             tops.append((x, y - high))
 
@@ -264,13 +264,9 @@ def _ignore_outlines(label: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"
     """Ignores pixels of large things that touch another class; poles do not count as another."""
     out = label.copy()
     large = np.isin(label, _LARGE)
-    for axis in (0, 1):
-        for step in (-1, 1):
-            other = np.roll(label, step, axis)
-            edge = (other != label) & (other != POLE) & large
-            border = (
-                (0 if step == 1 else -1, slice(None)) if axis == 0 else (slice(None), 0 if step == 1 else -1)
-            )
-            edge[border] = False
-            out[edge] = IGNORE
+    padded = np.pad(label, 1, mode="edge")
+    height, width = label.shape
+    for y, x in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        other = padded[y : y + height, x : x + width]
+        out[(other != label) & (other != POLE) & large] = IGNORE
     return out

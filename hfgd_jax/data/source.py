@@ -106,7 +106,8 @@ class Split:
     def _corrupt(self, index: int, record: Mapping[str, bytes] | None, what: str) -> CorruptRecordError:
         name = "unknown" if record is None else repr(record["id"].decode())
         return CorruptRecordError(
-            f"data set {self.dataset!r} in {self.folder}, split {self.split!r}, record {index} (id {name}): {what}"
+            f"data set {self.dataset!r} in {self.folder}, split {self.split!r}, record {index} (id {name}): "
+            f"{what}"
         )
 
 
@@ -123,19 +124,34 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
     Raises:
         UserError: an unknown data set or split, or one that is not prepared (with the command that does it).
     """
+    folder, info = _open(data_dir, dataset)
+    if split not in info.splits:
+        raise UserError(f"data set {dataset!r} has no split {split!r}; one of {', '.join(info.splits)}")
+    return Split(folder, split, info)
+
+
+def split_names(data_dir: str | Path, dataset: str) -> list[str]:
+    """Names of a prepared data set's splits. Raises UserError as `open_split` does."""
+    return list(_open(data_dir, dataset)[1].splits)
+
+
+def _open(data_dir: str | Path, dataset: str) -> tuple[Path, tfds.core.DatasetInfo]:
     builder = builders.get(dataset)
     folder = Path(data_dir) / dataset / str(builder.VERSION)
     command = f"python -m hfgd_jax.tools.prepare --dataset {dataset} --data_dir {data_dir}"
     command += "" if builder.EMBEDDED else " --source RAW"
-    if not (folder / "dataset_info.json").is_file():
-        older = (Path(data_dir) / dataset).is_dir()
-        why = f"not in version {builder.VERSION}" if older else "not prepared"
-        raise UserError(
-            f"data set {dataset!r} is {why} in {data_dir}; run: {command}{' --overwrite' * older}"
-        )
-    info = tfds.builder_from_directory(folder).info
-    if split not in info.splits:
-        raise UserError(f"data set {dataset!r} has no split {split!r}; one of {', '.join(info.splits)}")
-    if not info.metadata or "table" not in info.metadata:
-        raise UserError(f"{folder}: has no label table; run: {command} --overwrite")
-    return Split(folder, split, info)
+    if not builders.is_prepared(folder):
+        if folder.parent.is_dir():
+            raise UserError(
+                f"data set {dataset!r} is not in version {builder.VERSION} in {data_dir}; "
+                f"run: {command} --overwrite"
+            )
+        raise UserError(f"data set {dataset!r} is not prepared in {data_dir}; run: {command}")
+    try:
+        info = tfds.builder_from_directory(folder).info
+        if {"table", "unlabelled"} <= set(info.metadata or ()):
+            return folder, info
+        why = "has no label table"
+    except Exception as error:  # tfds and protobuf raise their own kinds
+        why = f"cannot be read ({error})"
+    raise UserError(f"{folder}: {why}; run: {command} --overwrite") from None

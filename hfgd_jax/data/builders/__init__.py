@@ -5,6 +5,7 @@ A new data set is one file in this folder, one line in `BUILDERS`, and its table
 
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,30 +77,63 @@ def prepare(
         The folder that now holds the data set.
 
     Raises:
-        UserError: unknown data set, missing folder, something there already, or a bad record (names the file).
+        UserError: unknown data set, missing folder, something there already, or a bad record (with its file).
     """
     builder_class = get(dataset)
     source = source_folder(dataset, source)
     target = Path(data_dir) / dataset
     if target.exists() and not overwrite:
         raise UserError(f"{target}: already there; --overwrite prepares it anew")
-    staging = Path(data_dir) / f".{dataset}.incomplete"
     try:
-        staging.mkdir(parents=True)
-    except FileExistsError:  # a run was killed here
-        shutil.rmtree(staging)
-        staging.mkdir()
+        Path(data_dir).mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(Path(data_dir), dataset)
+        staging = Path(tempfile.mkdtemp(prefix=f".{dataset}.incomplete-", dir=data_dir))
     except OSError as error:
         raise UserError(f"{data_dir}: cannot be written ({error.strerror})") from None
     try:
         builder = builder_class(data_dir=str(staging), source=str(source), file_format="array_record")
         _write(builder, report or _Progress(sys.stderr))
-        if target.exists():
+        if target.exists() and overwrite:
             target.rename(staging / "replaced")
-        (staging / dataset).rename(target)
+        try:
+            (staging / dataset).rename(target)
+        except OSError as error:
+            raise UserError(f"{target}: somebody else put a data set there meanwhile ({error})") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target / str(builder.version)
+
+
+def prepare_if_missing(
+    dataset: str, data_dir: str | Path, report: Callable[[str], None] | None = None
+) -> Path:
+    """Prepares an embedded data set where `data_dir` does not hold it in this version; returns its folder.
+
+    Raises:
+        UserError: a data set that is not embedded, or as `prepare`.
+    """
+    if dataset not in EMBEDDED:
+        raise UserError(f"data set {dataset!r}: needs a source; embedded are {', '.join(sorted(EMBEDDED))}")
+    folder = Path(data_dir) / dataset / str(get(dataset).VERSION)
+    try:
+        if not is_prepared(folder):
+            prepare(dataset, None, data_dir, overwrite=True, report=report)
+    except UserError:
+        if not is_prepared(folder):  # else another process was faster
+            raise
+    return folder
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether the folder holds a prepared data set (data sets appear whole)."""
+    return (folder / "dataset_info.json").is_file()
+
+
+def _remove_leftovers(data_dir: Path, dataset: str) -> None:
+    """Removes what a killed preparation left, once it is surely not one at work: after a day."""
+    for folder in data_dir.glob(f".{dataset}.incomplete-*"):
+        if time.time() - folder.stat().st_mtime > 24 * 3600:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(builder: SegmentationBuilder, report: Callable[[str], None]) -> None:

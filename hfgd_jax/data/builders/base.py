@@ -102,7 +102,7 @@ def checked(record: Record, table: LabelTable, labelled: bool) -> tuple[bytes, U
     """The encoded picture and the label in train ids (1x1 where the split has no labels).
 
     Raises:
-        UserError: a missing or unreadable file, different sizes, or a value outside the table; names the file.
+        UserError: a missing or unreadable file, different sizes, or a value outside the table.
     """
     if record.image_name is None:
         raise UserError(f"{record.label_name}: label without an image")
@@ -115,7 +115,8 @@ def checked(record: Record, table: LabelTable, labelled: bool) -> tuple[bytes, U
     raw = record.raw_label()
     if raw.shape != size:
         raise UserError(
-            f"{record.label_name}: label is {raw.shape[1]}x{raw.shape[0]}, but its image is {size[1]}x{size[0]}"
+            f"{record.label_name}: label is {raw.shape[1]}x{raw.shape[0]}, "
+            f"but its image is {size[1]}x{size[0]}"
         )
     try:
         return data, table.to_train_ids(raw)
@@ -125,14 +126,19 @@ def checked(record: Record, table: LabelTable, labelled: bool) -> tuple[bytes, U
 
 def pairs(images: Path, labels: Path) -> list[Record]:
     """Files of two folders paired by stem, sorted; a file without a partner is a record with one side."""
-    suffixes = IMAGE_SUFFIXES
-    found = {p.stem: p for p in _files(images) if p.suffix.lower() in suffixes}
-    masks = {p.stem: p for p in _files(labels) if p.suffix.lower() == ".png"}
+    found, masks = _by_stem(images, IMAGE_SUFFIXES), _by_stem(labels, (".png",))
     return [FileRecord(stem, found.get(stem), masks.get(stem)) for stem in sorted(found | masks)]
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else iter(())
+def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    out: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
+            continue
+        if path.stem in out:
+            raise UserError(f"{path}: {out[path.stem].name} has the same name; which of them is meant?")
+        out[path.stem] = path
+    return out
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
