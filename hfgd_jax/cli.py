@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from hfgd_jax.errors import UserError
 
@@ -32,6 +32,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
+        if not flags.FLAGS["verbosity"].present:  # the libraries' own reports; --verbosity=0 shows them
+            logging.set_verbosity(logging.WARNING)
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.WARNING)  # libraries tell of every file they open
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")

@@ -1,0 +1,86 @@
+"""What all tests share: eight CPU devices, parsed flags, and tiny data sets in the real layouts."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from hfgd_jax.data import builders
+from hfgd_jax.data.builders import shapes
+from hfgd_jax.data.labels import TABLES
+
+if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # grain's worker processes read them
+
+
+def quiet(line: str) -> None:
+    """A progress report that says nothing."""
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory) -> Path:
+    """A data_dir with the first scenes of `shapes`: 24 for training, 8 for validation."""
+    data_dir = tmp_path_factory.mktemp("shapes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "SPLITS", {"train": 24, "val": 8})
+        builders.prepare("shapes", None, data_dir, report=quiet)
+    return data_dir
+
+
+def write_camvid(folder: Path) -> Path:
+    """A miniature of CamVid's layout with the quirks of real folders; 6 training and 5 validation images.
+
+    Odd and varying sizes, a grayscale JPEG, a CMYK JPEG, a PNG image, a palette label, an EXIF rotation and
+    hidden files. Every class and void occur in both splits. In the images each class has its palette colour.
+    """
+    table = TABLES["camvid"]
+    colors = np.concatenate([table.palette, [[0, 0, 0]]]).astype(np.uint8)
+    for split, sizes in {
+        "train": [(37, 53), (61, 41), (48, 64), (48, 64), (33, 97), (40, 40)],
+        "val": [(37, 53), (80, 41), (48, 64), (48, 64), (48, 64)],
+    }.items():
+        for part in ("images", "labels"):
+            (folder / split / part).mkdir(parents=True)
+            (folder / split / part / ".DS_Store").write_bytes(b"\0")
+        for i, (height, width) in enumerate(sizes):
+            label = (np.arange(height)[:, None] // 6 + np.arange(width) // 6 + i) % 12
+            image = Image.fromarray(colors[label])
+            stem = folder / split / "images" / f"seq{i:02d}_f{i * 30:05d}"
+            if split == "train" and i == 1:
+                image = image.convert("L")
+            if split == "train" and i == 2:
+                image = image.convert("CMYK")
+            if split == "train" and i == 3:
+                image.save(f"{stem}.png")
+            else:
+                exif = Image.Exif()
+                exif[0x0112] = 6 if i == 4 else 1  # orientation: turned by 90 degrees
+                image.save(f"{stem}.jpg", quality=95, subsampling=0, exif=exif)
+            mask = Image.fromarray(label.astype(np.uint8))
+            if i == 0:
+                mask = mask.convert("P")
+                mask.putpalette(colors.tobytes())
+                mask.putdata(label.ravel().tolist())
+            mask.save(folder / split / "labels" / f"{stem.name}.png")
+    return folder
+
+
+@pytest.fixture
+def camvid_raw(tmp_path) -> Path:
+    """A fresh raw CamVid folder in miniature, to spoil at will."""
+    return write_camvid(tmp_path / "raw")
+
+
+@pytest.fixture(scope="session")
+def camvid_dir(tmp_path_factory) -> Path:
+    """A data_dir with the miniature CamVid, prepared."""
+    folder = tmp_path_factory.mktemp("camvid")
+    builders.prepare("camvid", write_camvid(folder / "raw"), folder / "data", report=quiet)
+    return folder / "data"
