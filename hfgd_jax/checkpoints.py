@@ -126,7 +126,8 @@ class Checkpoints:
             if which.isdigit() and int(which) in present:
                 return folder, int(which)
         raise UserError(
-            f"--checkpoint={which}: not in {self.workdir}; it holds steps {steps['checkpoints']}, best {steps['best']}"
+            f"--checkpoint={which}: not in {self.workdir}; it holds steps {steps['checkpoints']}, "
+            f"best {steps['best']}"
         )
 
     def restore_model(self, which: str, model: Tree) -> tuple[int, Tree]:

@@ -157,6 +157,7 @@ def set_tiny(config: ConfigDict) -> None:
     config.data.update({"dataset": "shapes", "num_classes": default().data.num_classes, "crop": (65, 65)})
     config.data.input_scale = 1.0
     config.train.update({"steps": 4, "batch_size": 2, "log_every": 1, "dtype": "float32"})
+    config.optim.warmup_steps = 0
     config.eval.update({"every": 0, "batch_size": 4})
     config.checkpoint.every = 2
 
@@ -186,7 +187,8 @@ def parse_arguments(text: str | None, **defaults: Any) -> ConfigDict:
                 value = ast.literal_eval(value)
             except (ValueError, SyntaxError):
                 raise UserError(
-                    f"config argument {item!r}: want a {type(defaults[key]).__name__}, such as {defaults[key]!r}"
+                    f"config argument {item!r}: want a {type(defaults[key]).__name__}, "
+                    f"such as {defaults[key]!r}"
                 ) from None
         try:
             out[key] = value
@@ -248,7 +250,8 @@ def validate(config: ConfigDict) -> None:
         _in_range(f"config.model.{key}", model[key], 1, 65_536)
     if model.channels % model.attention_heads:
         raise UserError(
-            f"config.model.attention_heads={model.attention_heads}: must divide config.model.channels={model.channels}"
+            f"config.model.attention_heads={model.attention_heads}: must divide "
+            f"config.model.channels={model.channels}"
         )
     _in_range("config.model.batch_norm_decay", model.batch_norm_decay, 0.0, 1.0)
     _check_data(data)
@@ -294,7 +297,8 @@ def _check_run(config: ConfigDict) -> None:
     _in_range("config.train.accumulate", train.accumulate, 1, train.batch_size)
     if train.batch_size % train.accumulate:
         raise UserError(
-            f"config.train.accumulate={train.accumulate}: must divide config.train.batch_size={train.batch_size}"
+            f"config.train.accumulate={train.accumulate}: must divide "
+            f"config.train.batch_size={train.batch_size}"
         )
     _in_range("config.train.seed", train.seed, 0, 2**31 - 1)
     _in_range("config.train.log_every", train.log_every, 1, 10**9)

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from hfgd_jax import metrics, sharding
-from hfgd_jax.data import pipeline
+from hfgd_jax.data import augment, pipeline
 from hfgd_jax.data.source import Split
+from hfgd_jax.geometry import grid_size
 from hfgd_jax.progress import write_metrics
 from hfgd_jax.signals import Stop
 from hfgd_jax.system import load, open_data
@@ -38,8 +39,9 @@ def logits_at_label(
     """Bilinear samples of output-stride logits at every pixel of labels of their own size.
 
     One step instead of two (to the image's pixels, then to the label's), with sizes that may differ from
-    example to example in one compiled shape. Where image and label have one size it equals
-    `geometry.to_pixels`.
+    example to example in one compiled shape. Image pixels lie on label pixels as the data's resizing lays
+    them (centres of cells); logits lie on image pixels as `geometry` says. Where image and label have one
+    size it equals `geometry.to_pixels`.
 
     Args:
         logits: of the padded image, one every `output_stride` pixels of its grid.
@@ -52,10 +54,11 @@ def logits_at_label(
     for axis in (0, 1):
         out = jnp.arange(canvas[axis], dtype=jnp.float32)
         image, label = (size[:, axis, None].astype(jnp.float32) for size in (image_size, label_size))
+        position = (out + 0.5) * image / label - 0.5  # pixel of the image
         if geometry == "align_corners":
-            position = out * (image - 1) / jnp.maximum(label - 1, 1) / output_stride
+            position = position / output_stride
         else:
-            position = (out + 0.5) * image / label / output_stride - 0.5
+            position = (position + 0.5) / output_stride - 0.5
         count = logits.shape[1 + axis]
         position = jnp.clip(position, 0, count - 1)
         weights = jnp.maximum(0, 1 - jnp.abs(position[..., None] - jnp.arange(count)))
@@ -152,6 +155,15 @@ class Evaluator:
         sizes = (np.asarray([size], np.int32) for size in (image_size, out_size))
         mask = self._predict(variables, image, *sizes, canvas)
         return np.asarray(mask)[0, : out_size[0], : out_size[1]]
+
+    def predict_picture(
+        self, variables: Variables, picture: UInt8[np.ndarray, "h w 3"], mean_pixel: np.ndarray
+    ) -> UInt8[np.ndarray, "h w"]:
+        """Train ids of an RGB picture as it is stored: scaled and padded as in evaluation."""
+        image = augment.resize_image(picture, self.config.data.input_scale)
+        canvas = grid_size(image.shape[:2], self.config.model.geometry, 64)
+        padded = augment.pad_image(image, canvas, mean_pixel)[None]
+        return self.predict(variables, padded, image.shape[:2], picture.shape[:2])
 
 
 def run(config: ConfigDict, workdir: str, checkpoint: str) -> int:

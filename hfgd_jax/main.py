@@ -7,13 +7,16 @@
 `--config` may be left out where `--workdir` holds a run. `--config.FIELD=VALUE` overrides a field.
 """
 
+import functools
 import sys
 
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from hfgd_jax import cli, evaluate, predict, train
+from hfgd_jax.signals import Stop
+from hfgd_jax.system import load
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
@@ -35,7 +38,8 @@ def _flags_belong_to_mode(values: dict) -> bool:
             raise flags.ValidationError(f"--{name}={values[name]}: only with --mode=predict")
     if mode == "train" and values["checkpoint"]:
         raise flags.ValidationError(
-            f"--checkpoint={values['checkpoint']}: only with --mode=eval or predict; training goes on from the latest"
+            f"--checkpoint={values['checkpoint']}: only with --mode=eval or predict; "
+            "training goes on from the latest"
         )
     return True
 
@@ -62,6 +66,26 @@ def main(_: list[str]) -> int:
     if _MODE.value == "eval":
         return evaluate.run(config, workdir, checkpoint)
     return _predict(config, workdir, checkpoint)
+
+
+def _predict(config: ConfigDict, workdir: str, checkpoint: str) -> int:
+    system, variables, step, table = load(config, workdir, checkpoint)
+    print(f"predicting with step {step} of {workdir}")
+    evaluator = evaluate.Evaluator(system.model, config, system.mesh)
+    with Stop().listening() as stop:
+        report = predict.run(
+            functools.partial(evaluator.predict, variables),
+            _INPUT.value,
+            _OUTPUT.value,
+            table=table,
+            mean_pixel=system.mean_pixel,
+            geometry_name=config.model.geometry,
+            input_scale=config.data.input_scale,
+            overwrite=_OVERWRITE.value,
+            should_stop=stop,
+        )
+    print(report.summary())
+    return stop.exit_code or report.exit_code
 
 
 if __name__ == "__main__":

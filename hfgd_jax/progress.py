@@ -21,16 +21,15 @@ def duration(seconds: float) -> str:
 class Stopwatch:
     """Where a window's time went. Pauses (evaluation, saving) are left out of rates and ETA."""
 
-    def __init__(self):
-        self.start = time.perf_counter()
+    def __init__(self, images: int = 0):
+        self.start, self.images = time.perf_counter(), images
         self.waiting = self.paused = 0.0
-        self.steps = 0
 
-    def rates(self, batch_size: int) -> dict[str, float]:
-        """`images_per_second` and `data_wait` (a fraction) since the stopwatch was made."""
+    def rates(self, images: int) -> dict[str, float]:
+        """`images_per_second` and `data_wait` (a fraction) since the stopwatch stood at fewer `images`."""
         spent = max(time.perf_counter() - self.start - self.paused, 1e-9)
         return {
-            "images_per_second": self.steps * batch_size / spent,
+            "images_per_second": (images - self.images) / spent,
             "data_wait": self.waiting / spent,
         }
 

@@ -214,11 +214,10 @@ class Loop:
         try:
             batch, index = self._next(batches)
             step_fn = self._compile(batch)
-            self.watch, previous = Stopwatch(), None
+            self.watch, previous = Stopwatch(self.step * config.train.batch_size), None
             while self.step < config.train.steps and not self.stop():
                 self.state, values = step_fn(self.state, batch)
                 self.step += 1
-                self.watch.steps += 1
                 pending = (self.step, values, index)
                 if self.step < config.train.steps:
                     batch, index = self._next(batches)  # while the devices compute
@@ -247,17 +246,18 @@ class Loop:
         if not np.isfinite([host["loss"], host["gradient_norm"]]).all():
             records = ", ".join(self.train_split.record_id(int(i)) for i in index)
             raise UserError(
-                f"step {step}: loss {host['loss']}, gradient norm {host['gradient_norm']}; records: {records}. "
+                f"step {step}: loss {host['loss']}, gradient norm {host['gradient_norm']}; "
+                f"records: {records}. "
                 f"The last checkpoint is of step {self.saved.latest_step() or 0}. Lower "
                 "config.optim.learning_rate, set config.optim.clip_norm, or compute in float32 "
                 "(config.train.dtype)"
             )
         if step % self.config.train.log_every and step != self.config.train.steps:
             return
-        rates = self.watch.rates(self.config.train.batch_size)
+        rates = self.watch.rates(step * self.config.train.batch_size)
         self.log.record(step, host | rates | {"corrupt_records": self.corrupt})
         self.log.progress(step, host["loss"], rates, self.config.train.batch_size)
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(step * self.config.train.batch_size)
 
     def _save_due(self) -> bool:
         return self.step % self.config.checkpoint.every == 0 or self.step == self.config.train.steps
@@ -299,17 +299,13 @@ class Loop:
         if jax.process_index():
             return
         split, count = self.eval_split, min(self.config.eval.overlays, len(self.eval_split))
-        variables = jax.device_get(self.state.model) if jax.process_count() > 1 else self.state.model
         for index in np.linspace(0, len(split) - 1, count).astype(int) if count else ():
             example = split.example(int(index))
-            canvas, size = pipeline.eval_image(
-                example["image"],
-                input_scale=self.config.data.input_scale,
-                geometry=self.config.model.geometry,
-                mean_pixel=self.system.mean_pixel,
+            mask = self.evaluator.predict_picture(self.state.model, example["image"], self.system.mean_pixel)
+            table = split.table
+            picture = render.side_by_side(
+                example["image"], mask, example["label"], table.palette, table.classes
             )
-            mask = self.evaluator.predict(variables, canvas[None], size, example["image"].shape[:2])
-            picture = render.side_by_side(example["image"], mask, example["label"], split.table)
             folder = self.workdir / "images" / f"step_{self.step:08d}"
             folder.mkdir(parents=True, exist_ok=True)
             render.write_image(folder / f"{example['id'].replace('/', '_')}.png", picture)

@@ -14,8 +14,8 @@ from hfgd_jax.models.layers import Conv, ConvNormRelu, linear_init
 class AxialAttention(nn.Module):
     """Attention along height, then along width, each with a residual; then one 1x1 conv-norm-ReLU.
 
-    Each axis has its own 1x1 query, key and value projections (with bias) and scaled dot products. The
-    softmax is float32. In training an axis' attention map is computed again in the backward pass, so that
+    Each axis has its own 1x1 query, key and value projections and scaled dot products. The softmax is
+    float32. In training an axis' attention map is computed again in the backward pass, so that
     never more than one is in memory.
 
     Attributes:
@@ -85,4 +85,5 @@ class SelfAttention(nn.Module):
 
 
 def _project(channels: int, name: str, dtype: Any) -> Conv:
-    return Conv(channels, 1, use_bias=True, kernel_init=linear_init, dtype=dtype, name=name)
+    """A 1x1 projection; no bias, as the softmax cancels a key's and the norm that follows a value's."""
+    return Conv(channels, 1, kernel_init=linear_init, dtype=dtype, name=name)

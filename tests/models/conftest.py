@@ -1,0 +1,61 @@
+"""Tiny models with random variables, without compiling an initialisation."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hfgd_jax import config as configs
+from hfgd_jax.models import build_model
+
+
+@pytest.fixture(scope="session")
+def model_tools():
+    return SimpleNamespace(config=tiny_config, randomize=randomize, build=build)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiled fast rather than to be fast."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def tiny_config(method=None, **changes):
+    """A small config of `method` with dotted `model` fields changed (double underscores for dots)."""
+    config = configs.default()
+    configs.set_tiny(config)
+    if method:
+        configs.set_method(config, method)
+    config.model.update_from_flattened_dict({key.replace("__", "."): v for key, v in changes.items()})
+    configs.validate(config)
+    return config
+
+
+def randomize(shapes, seed=0):
+    """Variables of these shapes: He-scaled kernels, scales and variances around one, the rest small."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name, normal = path[-1].key, rng.standard_normal(leaf.shape)
+        if name == "kernel":
+            value = normal * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        elif name in ("scale", "var"):
+            value = rng.uniform(0.5, 1.5, leaf.shape)
+        else:
+            value = 0.1 * normal
+        return jnp.asarray(value, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def build(model_config, num_classes=5, dtype="float32", seed=0):
+    """A model and random variables for it."""
+    model = build_model(model_config, num_classes, dtype)
+    images = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.uint8)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    return model, randomize(shapes, seed)

@@ -1,0 +1,283 @@
+"""The loop: determinism, devices, accumulation, kills, signals, bad numbers."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hfgd_jax import config as configuration
+from hfgd_jax import sharding, train
+from hfgd_jax.checkpoints import Checkpoints
+from hfgd_jax.errors import UserError
+from hfgd_jax.signals import Stop
+from hfgd_jax.system import build, initial_state, make_init
+
+
+def tiny_config(data_dir, **fields):
+    config = configuration.default()
+    configuration.set_method(config, "hfgd")
+    configuration.set_tiny(config)
+    config.data.data_dir = str(data_dir)
+    config.optim.learning_rate = 1e-3
+    config.mesh.data = 1
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def random_batch(size, crop=(65, 65), classes=9, seed=0):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, classes, (size, *crop)).astype(np.uint8)
+    label[:, :9] = 255
+    return {"image": rng.integers(0, 256, (size, *crop, 3)).astype(np.uint8), "label": label}
+
+
+def step_once(config, batch, steps=1):
+    system = build(config)
+    state, _ = initial_state(system)
+    whole = sharding.replicated(system.mesh)
+    step = jax.jit(train.make_train_step(system), out_shardings=(whole, None))
+    for _ in range(steps):
+        state, metrics = step(state, sharding.global_batch(system.mesh, batch))
+    return jax.device_get(state), jax.device_get(metrics)
+
+
+def assert_close(one, other, rtol, atol):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, other)
+
+
+def assert_identical(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other)
+
+
+def test_one_and_eight_devices_take_the_same_step(tmp_path):
+    """Batch norm, CAR centres and the divisor of the loss are global: the mesh changes nothing."""
+    assert len(jax.devices()) == 8, "conftest sets --xla_force_host_platform_device_count=8"
+    batch = random_batch(8)
+    batch["label"][0] = 255  # one device's whole share is ignored
+    plain = {"optim.name": "sgd", "optim.learning_rate": 0.1}
+    one, m1 = step_once(tiny_config(tmp_path, **{"train.batch_size": 8} | plain), batch)
+    eight, m8 = step_once(tiny_config(tmp_path, **{"train.batch_size": 8, "mesh.data": 8} | plain), batch)
+    assert_close(m1, m8, 1e-4, 1e-6)
+    assert_close(one.params, eight.params, 1e-4, 2e-6)
+    assert_close(one.batch_stats, eight.batch_stats, 1e-4, 1e-6)
+    start = initial_state(build(tiny_config(tmp_path)))[0]
+    moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), start.params, one.params)
+    assert all(jax.tree.leaves(moved)), "a parameter that no step moves would make this comparison empty"
+
+
+def test_accumulation_equals_the_whole_batch(tmp_path):
+    """Two equal micro-batches: the same gradients, statistics and metrics as either alone."""
+    half = random_batch(2)
+    twice = {key: np.repeat(value, 2, axis=0) for key, value in half.items()}
+    # Momentum-free SGD: the parameters show the gradient itself.
+    fields = {"optim.name": "sgd", "optim.learning_rate": 0.1, "optim.momentum": 0.0}
+    one, m1 = step_once(tiny_config(tmp_path, **fields), half)
+    two, m2 = step_once(
+        tiny_config(tmp_path, **fields | {"train.batch_size": 4, "train.accumulate": 2}), twice
+    )
+    assert_close(m1, m2, 1e-4, 1e-6)
+    assert_close(one.params, two.params, 1e-4, 2e-6)
+
+
+def test_accumulation_divides_by_the_valid_pixels_of_the_whole_batch(tmp_path):
+    """A micro-batch with few valid pixels must not weigh as much as a full one."""
+    batch = random_batch(2)
+    batch["label"][1] = 255
+    batch["label"][1, 40, 40] = 3
+    fields = {"train.accumulate": 2, "loss.car": 0.0}
+    _, metrics = step_once(tiny_config(tmp_path, **fields), batch)
+    _, first = step_once(tiny_config(tmp_path, **{"train.batch_size": 1, "loss.car": 0.0}), {k: v[:1] for k, v in batch.items()})
+    valid = (batch["label"] != 255).sum()
+    assert abs(metrics["student"] - first["student"]) < 0.02 * first["student"] + 20 / valid
+
+
+@pytest.mark.parametrize("method", ["fcn", "sa_car", "sfpn", "hfgd_os2"])
+def test_every_system_learns_a_batch(method, tmp_path):
+    config = tiny_config(tmp_path)
+    configuration.set_method(config, method)
+    config.optim.learning_rate = 3e-3
+    batch = random_batch(2)
+    batch["label"][:] = 2
+    batch["label"][:, :, 33:] = 5
+    _, first = step_once(config, batch)
+    _, last = step_once(config, batch, steps=12)
+    assert last["student"] < 0.5 * first["student"]
+
+
+def test_an_all_ignored_batch_is_harmless(tmp_path):
+    batch = random_batch(2)
+    batch["label"][:] = 255
+    state, metrics = step_once(tiny_config(tmp_path), batch)
+    assert all(np.isfinite(v) for v in metrics.values())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_bfloat16_keeps_float32_state(tmp_path):
+    state, metrics = step_once(tiny_config(tmp_path, **{"train.dtype": "bfloat16"}), random_batch(2))
+    leaves = jax.tree.leaves((state.params, state.batch_stats))
+    assert {x.dtype for x in leaves} == {np.dtype("float32")}
+    assert np.isfinite(metrics["loss"])
+
+
+def test_the_same_config_run_twice_is_identical(shapes_dir, tmp_path):
+    states = []
+    for name in ("a", "b"):
+        loop = train.Loop(tiny_config(shapes_dir), str(tmp_path / name), Stop())
+        loop.run()
+        states.append(jax.device_get((loop.state.params, loop.state.opt_state)))
+    assert_identical(*states)
+    first, second = ((tmp_path / n / "metrics.json").read_text() for n in ("a", "b"))
+    assert json.loads(first)["step"] == 4
+    assert first == second
+
+
+def test_what_a_workdir_holds(shapes_dir, tmp_path):
+    config = tiny_config(shapes_dir, **{"eval.every": 2, "eval.overlays": 2})
+    assert train.run(config, str(tmp_path)) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == [1, 2, 3, 4]
+    for key in ("teacher", "student", "car_intra", "learning_rate", "images_per_second", "data_wait"):
+        assert key in lines[0]
+    assert [line["step"] for line in lines if "mIoU" in line] == [2, 4]
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(summary) == {"step", "mIoU", "pixel_accuracy", "mean_accuracy", "per_class"}
+    assert len(summary["per_class"]) == 9
+    assert len(list((tmp_path / "images").glob("step_*/*.png"))) == 4
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 4]
+    assert len(list((tmp_path / "best").iterdir())) == 1
+    # A second call finds it finished and loses nothing.
+    before = (tmp_path / "metrics.jsonl").read_text()
+    assert train.run(config, str(tmp_path)) == 0
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_only_the_latest_checkpoints_are_kept(shapes_dir, tmp_path):
+    config = tiny_config(shapes_dir, **{"checkpoint.every": 1, "checkpoint.keep": 2})
+    train.run(config, str(tmp_path))
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [3, 4]
+
+
+def test_another_run_in_the_workdir_is_refused(shapes_dir, tmp_path):
+    train.claim_workdir(_epath(tmp_path), tiny_config(shapes_dir))
+    with pytest.raises(UserError, match=r"optim\.learning_rate: 0\.001 -> 0\.5"):
+        train.claim_workdir(_epath(tmp_path), tiny_config(shapes_dir, **{"optim.learning_rate": 0.5}))
+    # What does not touch the weights may change.
+    train.claim_workdir(_epath(tmp_path), tiny_config(shapes_dir, **{"eval.every": 3, "data.threads": 1}))
+
+
+def _epath(path):
+    from etils import epath
+
+    return epath.Path(path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(shapes_dir, tmp_path):
+    config = tiny_config(shapes_dir, **{"optim.learning_rate": 1e3, "optim.name": "sgd", "train.steps": 30})
+    with pytest.raises(UserError, match=r"step \d+: loss .*records: ") as caught:
+        train.run(config, str(tmp_path))
+    named = str(caught.value).split("records: ")[1].split(". ")[0].split(", ")
+    assert len(named) == 2
+    loop_split = train.open_data(config, "train")
+    ids = {loop_split.record_id(i) for i in range(len(loop_split))}
+    assert set(named) <= ids
+
+
+def test_a_crop_beyond_the_machine_is_refused(tmp_path):
+    class Analysis:
+        argument_size_in_bytes = output_size_in_bytes = alias_size_in_bytes = 0
+        temp_size_in_bytes = 2**60
+
+    class Compiled:
+        def memory_analysis(self):
+            return Analysis()
+
+    config = tiny_config(tmp_path)
+    with pytest.raises(UserError, match=r"config\.data\.crop=\(65, 65\).*GiB"):
+        train.check_memory(Compiled(), config, build(config).mesh)
+
+
+def test_a_batch_that_does_not_divide_is_refused(shapes_dir, tmp_path):
+    config = tiny_config(shapes_dir, **{"mesh.data": 8, "train.batch_size": 12})
+    with pytest.raises(UserError, match="must be a multiple of the 8 devices.*use 16 or 8"):
+        train.Loop(config, str(tmp_path), Stop())
+
+
+def test_weights_are_not_decided_by_the_batch(tmp_path):
+    """`init` depends on the seed alone."""
+    one, same, other = (
+        jax.jit(make_init(build(tiny_config(tmp_path))))(jax.random.PRNGKey(seed)).params for seed in (0, 0, 1)
+    )
+    assert_identical(one, same)
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), one, other)))
+
+
+# ---- real processes -------------------------------------------------------------------------------------
+
+
+def start(workdir, shapes_dir, *more):
+    command = [sys.executable, "-m", "hfgd_jax.main", "--config=configs/demo.py:tiny", f"--workdir={workdir}"]
+    command += [f"--config.data.data_dir={shapes_dir}", "--config.mesh.data=1", "--config.train.steps=12"]
+    command += ["--config.checkpoint.every=3", "--config.eval.every=5", *more]
+    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def final_state(workdir, step=12):
+    config = configuration.from_json((workdir / "config.json").read_text())
+    state = jax.eval_shape(make_init(build(config)), jax.random.PRNGKey(0))
+    saved = Checkpoints(workdir, read_only=True)
+    return jax.device_get(saved.restore(step, state.model, state.training))
+
+
+def lines_until(process, wanted):
+    for line in process.stdout:
+        if wanted(line):
+            return line
+    raise AssertionError(f"the run ended (exit {process.wait()}) before the line came")
+
+
+def test_killed_and_stopped_runs_end_like_one_left_alone(shapes_dir, tmp_path):
+    whole = start(tmp_path / "whole", shapes_dir)
+    broken = tmp_path / "broken"
+    seed = random.SystemRandom().randrange(2**32)
+    rng = random.Random(seed)
+    output, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, output
+
+    killed_at = rng.randrange(1, 12)
+    process = start(broken, shapes_dir)
+    lines_until(process, lambda line: line.startswith(f"step {killed_at}/"))
+    time.sleep(rng.random() * 0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+
+    process = start(broken, shapes_dir)
+    lines_until(process, lambda line: line.startswith(("step ", "finished")))
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode in (128 + signal.SIGTERM, 0), output
+    if process.returncode:
+        assert "stopped by SIGTERM at step" in output
+        process = start(broken, shapes_dir)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+
+    try:
+        assert_identical(final_state(tmp_path / "whole"), final_state(broken))
+        for name in ("metrics.json",):
+            assert (tmp_path / "whole" / name).read_text() == (broken / name).read_text()
+        steps = [json.loads(x)["step"] for x in (broken / "metrics.jsonl").read_text().splitlines()]
+        assert steps == sorted(steps)
+        assert set(range(1, 13)) == set(steps)
+    except AssertionError as error:
+        raise AssertionError(f"killed at step {killed_at} (seed {seed})") from error
