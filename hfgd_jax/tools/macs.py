@@ -5,7 +5,7 @@ python -m hfgd_jax.tools.macs --config configs/paper.py:table9/hfgd_os4 --size 5
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,18 +76,23 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def main(_: list[str]) -> int:
-    """Prints the report of `--config` at `--size`."""
-    config = _CONFIG.value
-    configuration.validate(config)
-    size = parse_size(_SIZE.value) if _SIZE.value else tuple(config.data.crop)
-    print(f"1 image of {size[0]}x{size[1]}, {config.data.num_classes} classes, inference")
-    print(report(*inference_macs(config, size)))
+def define_flags() -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
+    flags.DEFINE_string("size", "", "HEIGHTxWIDTH of the image; empty: the config's crop.")
+    flags.mark_flag_as_required("config")
+
+
+def main(_: Sequence[str]) -> int:
+    """Prints the report of `--config` at `--size`; returns the exit code."""
+    values = flags.FLAGS
+    configuration.validate(values.config)
+    size = parse_size(values.size) if values.size else tuple(values.config.data.crop)
+    print(f"1 image of {size[0]}x{size[1]}, {values.config.data.num_classes} classes, inference")
+    print(report(*inference_macs(values.config, size)))
     return 0
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
-    _SIZE = flags.DEFINE_string("size", "", "HEIGHTxWIDTH of the image; empty: the config's crop.")
-    flags.mark_flag_as_required("config")
+    define_flags()
     cli.run(main)

@@ -4,11 +4,13 @@ python -m hfgd_jax.tools.sample_images --dataset shapes --split val --count 6 --
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from hfgd_jax import cli
+from hfgd_jax.data import builders
 from hfgd_jax.data.source import Split, open_split
 from hfgd_jax.errors import UserError
 from hfgd_jax.render import write_image
@@ -34,19 +36,24 @@ def sample(split: Split, count: int, output: Path) -> list[Path]:
     return written
 
 
-def main(_: list[str]) -> int:
-    """Writes the files and says where they are."""
-    split = open_split(_DATA_DIR.value, _DATASET.value, _SPLIT.value)
-    written = sample(split, _COUNT.value, Path(_OUTPUT.value))
-    print(f"{len(written)} images of {_DATASET.value}/{_SPLIT.value} in {_OUTPUT.value}")
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_enum("dataset", None, sorted(builders.BUILDERS), "Which prepared data set.", required=True)
+    flags.DEFINE_string("data_dir", "data", "Where prepared data sets live.")
+    flags.DEFINE_string("split", "val", "The split to take images from.")
+    flags.DEFINE_integer("count", 6, "How many.", lower_bound=1)
+    flags.DEFINE_string("output", None, "Folder for the PNG files.", required=True)
+
+
+def main(_: Sequence[str]) -> int:
+    """Writes the files and says where they are; returns the exit code."""
+    values = flags.FLAGS
+    split = open_split(values.data_dir, values.dataset, values.split)
+    written = sample(split, values.count, Path(values.output))
+    print(f"{len(written)} images of {values.dataset}/{values.split} in {values.output}")
     return 0
 
 
 if __name__ == "__main__":
-    _DATASET = flags.DEFINE_string("dataset", None, "Name of a prepared data set.")
-    _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared data sets are.")
-    _SPLIT = flags.DEFINE_string("split", "val", "Split to take the images from.")
-    _COUNT = flags.DEFINE_integer("count", 6, "How many.", lower_bound=1)
-    _OUTPUT = flags.DEFINE_string("output", None, "Folder for the PNG files.")
-    flags.mark_flags_as_required(["dataset", "output"])
+    define_flags()
     cli.run(main)

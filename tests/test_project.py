@@ -1,0 +1,172 @@
+"""What the project promises about itself: its files, requirements, commands and the shape of its code."""
+
+import ast
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "hfgd_jax"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+TARGETS = ("demo", "demo-compare", "test", "slow", "lint", "format")
+
+# Where the name to import is not the name to install.
+DISTRIBUTIONS = {
+    "absl": "absl-py",
+    "cv2": "opencv-python-headless",
+    "orbax": "orbax-checkpoint",
+    "PIL": "pillow",
+    "tensorflow_datasets": "tensorflow-datasets",
+}
+NOT_IMPORTED_HERE = {"array-record", "importlib-resources"}  # tensorflow-datasets imports them, undeclared
+OPTIONAL = {"torch"}  # used where it is installed, told to install where it is needed
+
+
+def _lines(name):
+    text = (ROOT / name).read_text()
+    return [line.split("#")[0].strip() for line in text.splitlines() if line.split("#")[0].strip()]
+
+
+@functools.cache
+def _project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@functools.cache
+def _asked():
+    extras = _project()["optional-dependencies"]
+    return [Requirement(line) for line in _lines("requirements.txt") + extras["dev"]]
+
+
+@functools.cache
+def _make(target):
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    command = ["make", "--dry-run", "--always-make", target]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.replace("\\\n", " ")
+
+
+def test_license_is_the_whole_apache_2():
+    text = (ROOT / "LICENSE").read_text()
+    assert text.split()[:5] == ["Apache", "License", "Version", "2.0,", "January"]
+    assert "9. Accepting Warranty or Additional Liability." in text and "END OF TERMS AND CONDITIONS" in text
+    assert _project()["license"] == "Apache-2.0" and _project()["license-files"] == ["LICENSE"]
+
+
+def test_every_requirement_is_pinned_within_its_range():
+    pins = {}
+    for line in _lines("constraints.txt"):
+        name, _, version = line.partition("==")
+        assert version, f"constraints.txt: {line!r} is no pin"
+        pins[canonicalize_name(name)] = version
+    for requirement in _asked():
+        version = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} against the pin {version}"
+        assert re.match(r">=\d", str(requirement.specifier)), f"{requirement}: say from which version on"
+    for extra in ("gpu", "tpu"):
+        (jax,) = map(Requirement, _project()["optional-dependencies"][extra])
+        assert jax.name == "jax" and jax.extras and jax.specifier.contains(pins["jax"])
+
+
+def test_every_import_is_asked_for_and_everything_asked_for_is_imported():
+    imported = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    imported -= sys.stdlib_module_names | {"hfgd_jax"} | OPTIONAL
+    used = {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in imported}
+    asked = {canonicalize_name(Requirement(line).name) for line in _lines("requirements.txt")}
+    assert used == asked - NOT_IMPORTED_HERE
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_make_targets_set_up_first_and_then_run_what_exists(target):
+    commands = _make(target)
+    assert commands.index("-m venv .venv") < commands.index("pip install") < commands.index("touch .venv")
+    run = commands[commands.index("touch .venv") :]
+    modules = re.findall(r"-m (hfgd_jax[\w.]*|pytest|ruff)", run)
+    assert modules
+    for module in modules:
+        if module.startswith("hfgd_jax"):
+            assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+    for config in re.findall(r"--config (\S+?\.py)", run):
+        assert (ROOT / config).is_file(), config
+
+
+def test_demo_ends_with_the_score_and_where_things_are():
+    commands = _make("demo")
+    assert re.search(r"scores --workdirs runs/demo\n", commands)
+    tail = commands.strip().splitlines()[-3:]
+    assert [line.split()[1].strip('":') for line in tail] == ["masks", "overlays", "metrics"]
+    assert "--output runs/demo/predictions " in commands
+    assert "runs/demo/predictions/masks" in tail[0] and "runs/demo/metrics.json" in tail[2]
+
+
+def test_wrong_python_is_told(tmp_path):
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    old = tmp_path / "python"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 9); $2"\n')
+    old.chmod(0o755)
+    command = ["make", f"PYTHON={old}", f"VENV={tmp_path}/venv", "venv"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and "needs Python 3.11 or newer" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_ci_runs_the_users_commands():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    lines = script.read_text().splitlines()
+    assert lines[0].endswith("bash") and "set -euo pipefail" in lines
+    assert {"make test", "make lint"} <= set(lines)
+
+
+def test_readme_names_commands_that_exist():
+    text = (ROOT / "README.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^\s*make ([a-z-]+)", text, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
+    modules = re.findall(r"python -m (hfgd_jax[\w.]*)", text)
+    assert "hfgd_jax.main" in modules
+    for module in modules:
+        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+    for path in re.findall(r"\b((?:configs|docs|hfgd_jax|tests)/[\w/]+\.(?:py|md))", text):
+        assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.name)
+def test_configs_open_with_their_command(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert f"python -m hfgd_jax.main --config configs/{path.name}" in docstring
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_sources_keep_the_house_rules(path):
+    text = path.read_text()
+    assert text.count("\n") < 400, "split the file"
+    tree = ast.parse(text)
+    assert not tree.body or ast.get_docstring(tree), "say what the module is for"
+    for node in tree.body:
+        public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if not public:
+            continue
+        assert ast.get_docstring(node), f"{node.name}: no docstring"
+        if isinstance(node, ast.FunctionDef):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            bare = [argument.arg for argument in arguments if argument.annotation is None]
+            assert not bare and node.returns is not None, f"{node.name}: annotate {bare or 'the result'}"
