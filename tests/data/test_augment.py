@@ -127,9 +127,7 @@ def test_resizing_is_in_areas_of_pixels():
     double = augment.resize_label_window(label, augment.as_fraction(2.0), (0, 0), (8, 8))
     np.testing.assert_array_equal(double, np.repeat(np.repeat(label, 2, 0), 2, 1))
     ramp = np.repeat(np.arange(0, 160, 40, dtype=np.uint8)[None, :, None], 4, 0).repeat(3, -1)
-    np.testing.assert_array_equal(
-        augment.resize_image(ramp, 2.0)[0, :, 0], [0, 10, 30, 50, 70, 90, 110, 120]
-    )
+    np.testing.assert_array_equal(augment.resize_image(ramp, 2.0)[0, :, 0], [0, 10, 30, 50, 70, 90, 110, 120])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (300, 2), (3, 3)])

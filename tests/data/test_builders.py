@@ -1,0 +1,245 @@
+"""Preparing: real layouts with their quirks, bad input by name, whole or not at all."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hfgd_jax.data import builders, source
+from hfgd_jax.data.builders import base, shapes
+from hfgd_jax.data.labels import TABLES
+from hfgd_jax.errors import UserError
+
+
+def quiet(line):
+    """A progress report that says nothing."""
+
+
+def prepare(raw, data_dir, dataset="camvid", **options):
+    return builders.prepare(dataset, raw, data_dir, report=quiet, **options)
+
+
+def assert_nothing_left(data_dir):
+    assert not data_dir.exists() or list(data_dir.iterdir()) == []
+
+
+def test_camvid_in_miniature(camvid_raw, tmp_path):
+    folder = prepare(camvid_raw, tmp_path / "data")
+    assert folder == tmp_path / "data" / "camvid" / "1.0.0"
+    assert list((tmp_path / "data").iterdir()) == [tmp_path / "data" / "camvid"]
+    palette = TABLES["camvid"].palette.astype(int)
+    for name, count in (("train", 6), ("val", 5)):
+        split = source.open_split(tmp_path / "data", "camvid", name)
+        assert len(split) == count
+        assert split.table == TABLES["camvid"]
+        for i in range(count):
+            example = split.example(i)
+            raw = np.asarray(Image.open(camvid_raw / name / "labels" / f"{example['id']}.png"))
+            label = example["label"]
+            np.testing.assert_array_equal(label, np.where(raw == 11, 255, raw))
+            assert example["image"].shape == (*label.shape, 3)
+            assert split.size(i) == label.shape
+            assert example["id"] == split.record_id(i)
+            if (name, i) == ("train", 1):  # grayscale
+                assert (example["image"] == example["image"][..., :1]).all()
+            elif (name, i) != ("train", 2):
+                # registered: inside of its cells an image has the colours of its label
+                inner = (label[1:-1, 1:-1] == label[:-2, 1:-1]) & (label[1:-1, 1:-1] == label[2:, 1:-1])
+                inner &= (label[1:-1, 1:-1] == label[1:-1, :-2]) & (label[1:-1, 1:-1] == label[1:-1, 2:])
+                inner &= label[1:-1, 1:-1] != 255
+                wrong = np.abs(example["image"][1:-1, 1:-1][inner] - palette[label[1:-1, 1:-1][inner]])
+                assert np.median(wrong) < 6
+
+
+def test_records_keep_the_order_of_their_names(camvid_dir):
+    split = source.open_split(camvid_dir, "camvid", "train")
+    ids = [split.record_id(i) for i in range(len(split))]
+    assert ids == sorted(ids) and ids[0] == "seq00_f00000"
+
+
+def test_a_test_split_without_labels(camvid_raw, tmp_path):
+    (camvid_raw / "test" / "images").mkdir(parents=True)
+    Image.new("RGB", (20, 10)).save(camvid_raw / "test" / "images" / "x.png")
+    prepare(camvid_raw, tmp_path / "data")
+    split = source.open_split(tmp_path / "data", "camvid", "test")
+    assert not split.labelled
+    assert set(split.example(0)) == {"image", "id"}
+    assert source.split_names(tmp_path / "data", "camvid") == ["train", "val", "test"]
+
+
+def spoil_value(raw):
+    path = next((raw / "val" / "labels").glob("*.png"))
+    label = np.asarray(Image.open(path)).copy()
+    label[0, 0], label[1, 1] = 12, 99
+    Image.fromarray(label).save(path)
+    return rf"{path.name}: label value 12, 99 is not in the label table of 'camvid' \(known: 0-11\)"
+
+
+def spoil_size(raw):
+    path = sorted((raw / "train" / "labels").glob("*.png"))[3]
+    Image.fromarray(np.zeros((64, 48), np.uint8)).save(path)
+    return f"{path.name}: label is 48x64, but its image is 64x48"
+
+
+def spoil_jpeg(raw):
+    path = sorted((raw / "train" / "images").glob("*.jpg"))[2]
+    path.write_bytes(path.read_bytes()[:200])
+    return f"{path.name}: image cannot be decoded"
+
+
+def spoil_empty(raw):
+    path = sorted((raw / "train" / "images").glob("*.jpg"))[2]
+    path.write_bytes(b"")
+    return f"{path.name}: image cannot be decoded"
+
+
+def spoil_png(raw):
+    path = sorted((raw / "train" / "labels").glob("*.png"))[2]
+    path.write_bytes(path.read_bytes()[:80])
+    return f"{path.name}: label cannot be read"
+
+
+def spoil_colours(raw):
+    path = sorted((raw / "train" / "labels").glob("*.png"))[2]
+    Image.new("RGB", (64, 48)).save(path)
+    return f"{path.name}: label has mode RGB; want one channel"
+
+
+def spoil_label_gone(raw):
+    path = sorted((raw / "train" / "labels").glob("*.png"))[2]
+    path.unlink()
+    return f"images/{path.stem}.jpg: image without a label"
+
+
+def spoil_image_gone(raw):
+    path = sorted((raw / "train" / "images").glob("*.jpg"))[2]
+    path.unlink()
+    return f"labels/{path.stem}.png: label without an image"
+
+
+def spoil_two_images(raw):
+    path = sorted((raw / "train" / "images").glob("*.jpg"))[2]
+    path.with_suffix(".png").write_bytes(path.read_bytes())
+    return f"{path.stem}.png: {path.name} has the same name"
+
+
+def spoil_folder(raw):
+    (raw / "val" / "labels").rename(raw / "val" / "masks")
+    return "val/labels: no such folder; want SOURCE/"
+
+
+def spoil_all(raw):
+    for path in [*(raw / "val" / "images").iterdir(), *(raw / "val" / "labels").iterdir()]:
+        path.unlink()
+    return "val/images: no images"
+
+
+SPOILERS = [value for name, value in sorted(globals().items()) if name.startswith("spoil_")]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_bad_records_are_named_and_nothing_is_left(spoil, camvid_raw, tmp_path):
+    message = spoil(camvid_raw)
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(camvid_raw, tmp_path / "data")
+    assert "\n" not in str(caught.value)
+    assert_nothing_left(tmp_path / "data")
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_preparation_leaves_nothing(failure, camvid_raw, tmp_path):
+    def report(line):
+        if line.startswith("camvid val: 2/"):
+            raise failure
+
+    with pytest.raises(failure):
+        builders.prepare("camvid", camvid_raw, tmp_path / "data", report=report)
+    assert_nothing_left(tmp_path / "data")
+
+
+def test_a_prepared_set_is_kept_unless_told(camvid_raw, tmp_path):
+    data = tmp_path / "data"
+    prepare(camvid_raw, data)
+    for path in (camvid_raw / "val").glob("*/seq00*"):
+        path.unlink()
+    with pytest.raises(UserError, match="camvid: already there; --overwrite"):
+        prepare(camvid_raw, data)
+    assert len(source.open_split(data, "camvid", "val")) == 5
+    prepare(camvid_raw, data, overwrite=True)
+    assert len(source.open_split(data, "camvid", "val")) == 4
+    assert list(data.iterdir()) == [data / "camvid"]
+
+
+def test_a_failed_overwrite_keeps_the_old_set(camvid_raw, tmp_path):
+    data = tmp_path / "data"
+    prepare(camvid_raw, data)
+    spoil_value(camvid_raw)
+    with pytest.raises(UserError, match="label value"):
+        prepare(camvid_raw, data, overwrite=True)
+    assert len(source.open_split(data, "camvid", "val")) == 5
+    assert list(data.iterdir()) == [data / "camvid"]
+
+
+def test_leftovers_of_a_killed_preparation_go_after_a_day(camvid_raw, tmp_path):
+    data = tmp_path / "data"
+    old, young = data / ".camvid.incomplete-old", data / ".camvid.incomplete-young"
+    for folder in (old, young):
+        (folder / "camvid").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    prepare(camvid_raw, data)
+    assert not old.exists() and young.exists()
+
+
+def test_preparing_twice_gives_the_same_bytes(camvid_raw, tmp_path):
+    one, other = (prepare(camvid_raw, tmp_path / name) for name in ("a", "b"))
+    files = sorted(p.name for p in one.iterdir())
+    assert files == sorted(p.name for p in other.iterdir())
+    for name in files:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("dataset", "raw", "message"),
+    [
+        ("cmavid", ".", "data set 'cmavid': unknown; one of camvid, shapes"),
+        ("camvid", None, "data set 'camvid' needs its raw folder: --source"),
+        ("camvid", "nowhere", "nowhere: no such folder"),
+    ],
+)
+def test_unusable_arguments(dataset, raw, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        prepare(raw, tmp_path / "data", dataset)
+    assert_nothing_left(tmp_path / "data")
+
+
+def test_a_data_dir_that_cannot_be(camvid_raw, tmp_path):
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(UserError, match="data: cannot be written"):
+        prepare(camvid_raw, tmp_path / "data")
+
+
+def test_the_embedded_set_appears_on_demand(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "SPLITS", {"train": 3, "val": 2})
+    folder = builders.prepare_if_missing("shapes", tmp_path / "data", report=quiet)
+    assert builders.is_prepared(folder)
+    stamp = (folder / "dataset_info.json").stat().st_mtime_ns
+    builders.prepare_if_missing("shapes", tmp_path / "data", report=quiet)
+    assert (folder / "dataset_info.json").stat().st_mtime_ns == stamp
+    split = source.open_split(tmp_path / "data", "shapes", "val")
+    assert split.example(1)["image"].shape == (160, 192, 3)
+    with pytest.raises(UserError, match="needs a source"):
+        builders.prepare_if_missing("camvid", tmp_path / "data")
+
+
+def test_the_real_camvid(tmp_path):
+    raw = Path(__file__).parents[2].parent / "shared" / "camvid"
+    if not raw.is_dir():
+        pytest.skip("the real CamVid is not here")
+    found = builders.BUILDERS["camvid"].splits(raw)
+    assert {name: len(split.records) for name, split in found.items()} == {"train": 367, "val": 101}
+    for split in found.values():
+        for record in split.records[::40]:
+            data, label = base.checked(record, TABLES["camvid"], True)
+            assert data and label.shape == (360, 480)

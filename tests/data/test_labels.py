@@ -1,0 +1,88 @@
+"""Label tables."""
+
+import numpy as np
+import pytest
+
+from hfgd_jax.data import builders
+from hfgd_jax.data.labels import IGNORE, TABLES, LabelTable
+from hfgd_jax.errors import UserError
+
+
+def table(**fields):
+    values = {
+        "name": "toy",
+        "classes": ("a", "b"),
+        "palette": np.array([[1, 2, 3], [4, 5, 6]], np.uint8),
+        "raw_ids": {7: 0, 300: 1, 0: IGNORE},
+    }
+    return LabelTable(**(values | fields))
+
+
+def test_camvid_is_the_eleven_classes_with_void_ignored():
+    camvid = TABLES["camvid"]
+    names = "sky building pole road pavement tree sign fence car pedestrian bicyclist"
+    assert camvid.classes == tuple(names.split())
+    assert camvid.raw_ids == {i: i for i in range(11)} | {11: IGNORE}
+    assert camvid.palette.shape == (11, 3) and camvid.palette.dtype == np.uint8
+
+
+def test_every_data_set_has_a_table_with_different_colours():
+    assert set(TABLES) == set(builders.BUILDERS)
+    for each in TABLES.values():
+        assert len(np.unique(each.palette, axis=0)) == each.num_classes
+    assert TABLES["shapes"].num_classes == 9
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
+def test_raw_ids_become_train_ids(dtype):
+    got = table(raw_ids={7: 0, 200: 1, 0: IGNORE}).to_train_ids(np.array([[7, 200], [0, 7]], dtype))
+    np.testing.assert_array_equal(got, [[0, 1], [255, 0]])
+    assert got.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("raw", "named"),
+    [([[7, 8]], "8"), ([[255]], "255"), ([[-1, 7]], "-1"), ([[301, 65535]], "301, 65535")],
+)
+def test_unknown_values_are_named(raw, named):
+    raw = np.array(raw, np.int32)
+    with pytest.raises(UserError, match=rf"label value {named} .*'toy' \(known: 0, 7, 300\)"):
+        table().to_train_ids(raw)
+    assert table().unknown_ids(raw) == [int(v) for v in named.split(", ")]
+
+
+def test_many_unknown_values_fit_one_line():
+    with pytest.raises(UserError, match=r"label value 1, 2, 3, 4, 5, 6, 8, 9 \.\.\. is not"):
+        table().to_train_ids(np.arange(100, dtype=np.uint8)[None])
+
+
+@pytest.mark.parametrize("each", [table(), *TABLES.values()], ids=lambda t: t.name)
+def test_a_table_survives_being_saved(each):
+    back = LabelTable.from_json(each.to_json())
+    assert back == each and hash(back) == hash(each)
+    assert back.palette.dtype == np.uint8 and back.raw_ids == each.raw_ids
+    assert back != table(classes=("a", "c"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"name": "x", "classes": ["a"], "palette": [], "raw_ids": {}}', "null"]
+)
+def test_what_is_no_table_is_an_error(text):
+    with pytest.raises(UserError, match="label table"):
+        LabelTable.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"classes": ("a",)},
+        {"classes": ("a", "a")},
+        {"classes": ()},
+        {"raw_ids": {0: 2}},
+        {"raw_ids": {-1: 0}},
+        {"raw_ids": {0: 254}},
+    ],
+)
+def test_inconsistent_tables_are_refused(fields):
+    with pytest.raises(UserError, match="label table 'toy'"):
+        table(**fields)
