@@ -1,6 +1,10 @@
 """hfgd_jax.macs, against counts by hand; the paper's Table 9."""
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -195,3 +199,23 @@ def test_sizes_that_are_none(text):
 
 def test_size():
     assert report.parse_size("513x1025") == (513, 1025)
+
+
+def _command(*arguments):
+    command = [sys.executable, "-m", "hfgd_jax.tools.macs", *arguments]
+    root = Path(__file__).resolve().parent.parent
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_command():
+    done = _command("--config=configs/paper.py:table9/hfgd_os4", "--size=513x513")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "total: 71.78 GMACs"
+    assert "guidance (axial attention, class tokens): 14.0%" in done.stdout
+
+
+def test_command_with_a_wrong_size():
+    done = _command("--config=configs/paper.py", "--size=513")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: --size=513: want HEIGHTxWIDTH, such as 513x513"]
