@@ -58,7 +58,12 @@ def fail(error: BaseException) -> int:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        for name in flags.FLAGS:
+            value = flags.FLAGS[name].value
+            if type(value).__module__.startswith("ml_collections"):
+                _ = value.to_dict  # a config file that was not found says so only when it is used
+        return rest
     except _FLAG_ERRORS as error:
         sys.exit(fail(error))
     except SystemExit:  # absl's --help, which exits with 1

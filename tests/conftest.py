@@ -84,3 +84,23 @@ def camvid_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("camvid")
     builders.prepare("camvid", write_camvid(folder / "raw"), folder / "data", report=quiet)
     return folder / "data"
+
+
+@pytest.fixture
+def spoilt_dir(camvid_raw, tmp_path, monkeypatch) -> Path:
+    """A data_dir whose miniature CamVid has two bad training records.
+
+    Record 2 is a JPEG cut off after its header, record 3 is no image at all.
+    """
+    for record, keep in ((2, 700), (3, 5)):
+        path = sorted((camvid_raw / "train" / "images").glob("seq*"))[record]
+        path.write_bytes(path.read_bytes()[:keep])
+    with monkeypatch.context() as patch:
+        patch.setattr(builders.base, "checked", _unchecked)
+        builders.prepare("camvid", camvid_raw, tmp_path / "spoilt", report=quiet)
+    return tmp_path / "spoilt"
+
+
+def _unchecked(record, table, labelled):
+    del labelled
+    return record.image_bytes(), table.to_train_ids(record.raw_label())

@@ -28,11 +28,17 @@ MAX_LINES = 20  # of one kind of problem that are printed
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A picture to check: names for messages, and what reads it (raising UserError)."""
+    """A picture and its label to check.
 
-    name: str
-    size: Callable[[], tuple[int, int]]
-    label: Callable[[], np.ndarray] | None  # None: nothing to read, see `missing`
+    Attributes:
+        size: reads the picture; None where there is none. Raises UserError.
+        label: reads the ids; None where there are none. Raises UserError.
+        label_name: where the ids are, for messages.
+        missing: what to say of a picture without label, or a label without picture.
+    """
+
+    size: Callable[[], tuple[int, int]] | None
+    label: Callable[[], np.ndarray] | None
     label_name: str
     missing: str = ""
 
@@ -152,7 +158,6 @@ def raw_items(split: base.Split) -> Iterator[Item]:
         elif label is None and split.labelled:
             missing = f"{image}: image without a label"
         yield Item(
-            name=image or label,
             size=None if image is None else lambda r=record: base.image_size(r.image_bytes(), r.image_name),
             label=record.raw_label if label is not None and split.labelled else None,
             label_name=label or "",
@@ -163,21 +168,19 @@ def raw_items(split: base.Split) -> Iterator[Item]:
 def prepared_items(split: source.Split) -> Iterator[Item]:
     """The records of a prepared split."""
     for index in range(len(split)):
+
+        def read(key: str, index: int = index) -> np.ndarray:
+            return split.example(index)[key]
+
         try:
             example = split.example(index)
-        except source.CorruptRecordError as error:
-
-            def failing(error: UserError = error) -> tuple[int, int]:
-                raise error
-
-            yield Item(f"record {index}", failing, None, "")
+        except source.CorruptRecordError:
+            yield Item(lambda read=read: read("image").shape[:2], None, "")
             continue
-        name = f"{split.split} record {index} (id {example['id']!r})"
         yield Item(
-            name,
-            lambda e=example: e["image"].shape[:2],
-            (lambda e=example: e["label"]) if split.labelled else None,
-            name,
+            size=lambda image=example["image"]: image.shape[:2],
+            label=(lambda label=example["label"]: label) if split.labelled else None,
+            label_name=f"{split.split} record {index} (id {example['id']!r})",
         )
 
 
@@ -221,7 +224,7 @@ def main(argv: Sequence[str]) -> int:
     for report in reports:
         print("\n".join(report.lines()))
     problems = sum(len(report.problems) for report in reports)
-    print(f"{problems} problems" if problems else "no problems found")
+    print(f"{problems or 'no'} problem{'s' if problems != 1 else ''} found")
     return 1 if problems else 0
 
 

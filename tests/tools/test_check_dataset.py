@@ -1,0 +1,191 @@
+"""The check finds every fault that is put in, and names the file."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hfgd_jax.data.labels import TABLES
+from hfgd_jax.errors import UserError
+from hfgd_jax.tools import check_dataset
+
+
+def problems(reports):
+    return [line for report in reports for _, line in report.problems]
+
+
+def label_of(raw, split, number):
+    return sorted((raw / split / "labels").glob("*.png"))[number]
+
+
+def image_of(raw, split, number):
+    return sorted((raw / split / "images").glob("seq*"))[number]
+
+
+def test_a_good_folder_has_no_problems_and_right_counts(camvid_raw):
+    train, val = check_dataset.check("camvid", raw=camvid_raw)
+    assert problems([train, val]) == []
+    assert (train.images, val.images) == (6, 5)
+    counts = np.zeros(256, int)
+    for path in (camvid_raw / "val" / "labels").glob("*.png"):
+        counts += np.bincount(np.asarray(Image.open(path)).ravel(), minlength=256)
+    assert dict(val.values) == {value: n for value, n in enumerate(counts) if n}
+    assert val.images_with[0] == 5
+    text = "\n".join(val.lines())
+    assert "camvid val: 5 images, 64x48, 53x37, 41x80" in text
+    assert f"0  sky                        5 {counts[0]:>12} {counts[0] / counts.sum():>7.2%}" in text
+    assert "11  (ignored)" in text
+
+
+def test_prepared_sets_are_checked_in_train_ids(camvid_dir, shapes_dir):
+    reports = check_dataset.check("camvid", data_dir=camvid_dir)
+    assert problems(reports) == []
+    assert set(reports[0].values) == {*range(11), 255}
+    assert problems(check_dataset.check("shapes", data_dir=shapes_dir)) == []
+
+
+def fault_value(raw):
+    path = label_of(raw, "train", 2)
+    label = np.asarray(Image.open(path)).copy()
+    label[0, 0] = 77
+    Image.fromarray(label).save(path)
+    return f"{path}: label value 77 is not in the label table"
+
+
+def fault_zero_and_255(raw):
+    path = label_of(raw, "train", 2)
+    Image.fromarray(np.asarray(Image.open(path)) // 6 * 255).save(path)
+    return f"{path}: label value 255 is not in the label table"
+
+
+def fault_ignored(raw):
+    path = label_of(raw, "val", 2)
+    Image.new("L", (64, 48), 11).save(path)
+    return f"{path}: every pixel is ignored"
+
+
+def fault_size(raw):
+    path = label_of(raw, "val", 2)
+    Image.fromarray(np.asarray(Image.open(path)).T.copy()).save(path)
+    return f"{path}: label is 48x64, but its image is 64x48"
+
+
+def fault_truncated_image(raw):
+    path = image_of(raw, "train", 0)
+    path.write_bytes(path.read_bytes()[:300])
+    return f"{path}: image cannot be decoded"
+
+
+def fault_truncated_label(raw):
+    path = label_of(raw, "train", 0)
+    path.write_bytes(path.read_bytes()[:60])
+    return f"{path}: label cannot be read"
+
+
+def fault_no_label(raw):
+    label_of(raw, "train", 3).unlink()
+    return f"{image_of(raw, 'train', 3)}: image without a label"
+
+
+def fault_no_image(raw):
+    image_of(raw, "train", 3).unlink()
+    return f"{label_of(raw, 'train', 3)}: label without an image"
+
+
+def fault_colours(raw):
+    path = label_of(raw, "train", 3)
+    Image.open(path).convert("RGB").save(path)
+    return f"{path}: label has mode RGB"
+
+
+def fault_class_never_seen(raw):
+    for path in (raw / "train" / "labels").glob("*.png"):
+        label = np.asarray(Image.open(path)).copy()
+        label[label == 9] = 11
+        Image.fromarray(label).save(path)
+    return "class 9 'pedestrian' is never seen in train"
+
+
+FAULTS = [value for name, value in sorted(globals().items()) if name.startswith("fault_")]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_found_and_named(fault, camvid_raw):
+    message = fault(camvid_raw)
+    found = problems(check_dataset.check("camvid", raw=camvid_raw))
+    assert len(found) == 1, found
+    assert found[0].startswith(message)
+
+
+def test_all_faults_are_found_at_once(camvid_raw):
+    messages = [
+        fault(camvid_raw) for fault in (fault_value, fault_size, fault_truncated_image, fault_no_label)
+    ]
+    found = problems(check_dataset.check("camvid", raw=camvid_raw))
+    assert len(found) == 4
+    for message in messages:
+        assert any(line.startswith(message) for line in found)
+
+
+def test_a_class_missing_in_validation_alone_is_a_note(camvid_raw):
+    for path in (camvid_raw / "val" / "labels").glob("*.png"):
+        label = np.asarray(Image.open(path)).copy()
+        label[label == 9] = 11
+        Image.fromarray(label).save(path)
+    train, val = check_dataset.check("camvid", raw=camvid_raw)
+    assert problems([train, val]) == []
+    assert val.notes == ["class 9 'pedestrian' is never seen in val"]
+
+
+def test_unlabelled_splits_are_no_problem(camvid_raw):
+    (camvid_raw / "test" / "images").mkdir(parents=True)
+    Image.new("RGB", (20, 10)).save(camvid_raw / "test" / "images" / "x.png")
+    reports = check_dataset.check("camvid", raw=camvid_raw)
+    assert [r.name for r in reports] == ["train", "val", "test"] and problems(reports) == []
+
+
+def test_corrupt_prepared_records_are_named(spoilt_dir):
+    found = problems(check_dataset.check("camvid", data_dir=spoilt_dir))
+    assert len(found) == 2
+    assert "record 2 (id 'seq02_f00060')" in found[0] and "record 3 (id 'seq03_f00090')" in found[1]
+
+
+def test_long_lists_are_cut():
+    report = check_dataset.SplitReport("train", TABLES["camvid"])
+    for i in range(check_dataset.MAX_LINES + 5):
+        report.add("unreadable images", f"file {i}")
+    lines = [line for line in report.lines() if "PROBLEM" in line]
+    assert len(lines) == check_dataset.MAX_LINES + 1
+    assert lines[-1] == "  PROBLEM ... and 5 more: unreadable images"
+
+
+def test_unusable_places(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        check_dataset.check("camvid", raw=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="train/images: no such folder"):
+        check_dataset.check("camvid", raw=tmp_path)
+    with pytest.raises(UserError, match="not prepared"):
+        check_dataset.check("camvid", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "where", "code", "last"),
+    [
+        (None, None, 0, "no problems found"),
+        (fault_value, None, 1, "1 problem found"),
+        (None, "nowhere", 2, None),
+    ],
+)
+def test_exit_codes(fault, where, code, last, camvid_raw):
+    if fault:
+        fault(camvid_raw)
+    command = [sys.executable, "-m", "hfgd_jax.tools.check_dataset", "--dataset=camvid"]
+    command.append(f"--source={where or camvid_raw}")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    if last:
+        assert done.stdout.splitlines()[-1] == last and done.stderr == ""
+    else:
+        assert done.stderr.startswith("error: nowhere: no such folder") and done.stderr.count("\n") == 1

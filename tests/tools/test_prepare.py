@@ -1,0 +1,53 @@
+"""The command that prepares data sets."""
+
+import subprocess
+import sys
+
+import pytest
+
+from hfgd_jax.data import source
+
+
+def run(*arguments, module="hfgd_jax.tools.prepare"):
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_prepares_and_says_where(camvid_raw, tmp_path):
+    done = run("--dataset", "camvid", "--source", camvid_raw, "--data_dir", tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"prepared {tmp_path / 'data' / 'camvid' / '1.0.0'}\n"
+    assert done.stderr.splitlines() == ["camvid train: 6/6", "camvid val: 5/5"]
+    assert len(source.open_split(tmp_path / "data", "camvid", "train")) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset=camvid"], "error: data set 'camvid' needs its raw folder: --source SOURCE"),
+        (["--dataset=cmavid"], "error: flag --dataset=cmavid: value should be one of <camvid|shapes>"),
+        (["--dataset=shapes", "--datadir=x"], "error: Unknown command line flag 'datadir'. Did you mean"),
+        (["--dataset=shapes", "extra"], "error: unexpected argument 'extra'"),
+        ([], "error: flag --dataset=None: Flag --dataset must have a value other than None."),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path):
+    done = run(*arguments, f"--data_dir={tmp_path / 'data'}")
+    assert done.returncode == 2
+    assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_bad_label_is_one_line_with_the_file(camvid_raw, tmp_path):
+    path = sorted((camvid_raw / "val" / "labels").glob("*.png"))[1]
+    path.write_bytes(path.read_bytes()[:60])
+    done = run("--dataset=camvid", f"--source={camvid_raw}", f"--data_dir={tmp_path / 'data'}")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {path}: label cannot be read")
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_help_is_no_error():
+    done = run("--help")
+    assert done.returncode == 0 and "--data_dir" in done.stdout + done.stderr
