@@ -119,6 +119,13 @@ def spoil_image_gone(raw):
     return f"labels/{path.stem}.png: label without an image"
 
 
+def spoil_folder_for_image(raw):
+    path = sorted((raw / "train" / "images").glob("*.jpg"))[2]
+    path.unlink()
+    path.mkdir()
+    return rf"{path.name}: image cannot be read \(Is a directory\)"
+
+
 def spoil_two_images(raw):
     path = sorted((raw / "train" / "images").glob("*.jpg"))[2]
     path.with_suffix(".png").write_bytes(path.read_bytes())
@@ -145,6 +152,15 @@ def test_bad_records_are_named_and_nothing_is_left(spoil, camvid_raw, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         prepare(camvid_raw, tmp_path / "data")
     assert "\n" not in str(caught.value)
+    assert_nothing_left(tmp_path / "data")
+
+
+def test_a_full_disk_is_the_users_to_know(camvid_raw, tmp_path):
+    def report(line):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"preparing 'camvid' failed .*No space left"):
+        builders.prepare("camvid", camvid_raw, tmp_path / "data", report=report)
     assert_nothing_left(tmp_path / "data")
 
 
@@ -231,6 +247,28 @@ def test_the_embedded_set_appears_on_demand(tmp_path, monkeypatch):
     assert split.example(1)["image"].shape == (160, 192, 3)
     with pytest.raises(UserError, match="needs a source"):
         builders.prepare_if_missing("camvid", tmp_path / "data")
+
+
+def test_of_two_processes_that_prepare_the_slower_takes_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "SPLITS", {"train": 3, "val": 2})
+    data = tmp_path / "data"
+
+    def report(line):
+        if line == "shapes val: 2/2":  # the other process is faster
+            builders.prepare("shapes", None, data, report=quiet)
+            stamps.append(info.stat().st_mtime_ns)
+
+    stamps, info = [], data / "shapes" / "1.0.0" / "dataset_info.json"
+    assert builders.prepare_if_missing("shapes", data, report=report) == info.parent
+    assert stamps == [info.stat().st_mtime_ns]
+    assert list(data.iterdir()) == [data / "shapes"]
+
+
+def test_an_older_version_of_the_embedded_set_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "SPLITS", {"train": 3, "val": 2})
+    (tmp_path / "shapes" / "0.9.0").mkdir(parents=True)
+    folder = builders.prepare_if_missing("shapes", tmp_path, report=quiet)
+    assert [p.name for p in (tmp_path / "shapes").iterdir()] == [folder.name] == ["1.0.0"]
 
 
 def test_the_real_camvid(tmp_path):

@@ -92,16 +92,26 @@ def prepare(
         raise UserError(f"{data_dir}: cannot be written ({error.strerror})") from None
     try:
         builder = builder_class(data_dir=str(staging), source=str(source), file_format="array_record")
-        _write(builder, report or _Progress(sys.stderr))
-        if target.exists() and overwrite:
-            target.rename(staging / "replaced")
         try:
-            (staging / dataset).rename(target)
-        except OSError as error:
-            raise UserError(f"{target}: somebody else put a data set there meanwhile ({error})") from None
+            _write(builder, report or _Progress(sys.stderr))
+        except OSError as error:  # a full disk, say
+            raise UserError(f"{data_dir}: preparing {dataset!r} failed ({error})") from None
+        _move_into_place(staging, target, overwrite)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target / str(builder.version)
+
+
+def _move_into_place(staging: Path, target: Path, overwrite: bool) -> None:
+    replaced = staging / "replaced"
+    try:
+        if overwrite and target.exists():
+            target.rename(replaced)
+        (staging / target.name).rename(target)
+    except OSError as error:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        raise UserError(f"{target}: cannot be put there; another process may have ({error})") from None
 
 
 def prepare_if_missing(
@@ -117,7 +127,7 @@ def prepare_if_missing(
     folder = Path(data_dir) / dataset / str(get(dataset).VERSION)
     try:
         if not is_prepared(folder):
-            prepare(dataset, None, data_dir, overwrite=True, report=report)
+            prepare(dataset, None, data_dir, overwrite=folder.parent.exists(), report=report)
     except UserError:
         if not is_prepared(folder):  # else another process was faster
             raise

@@ -32,7 +32,7 @@ class Record(Protocol):
         """Where the label is, for messages; None where there is none."""
 
     def image_bytes(self) -> bytes:
-        """The encoded picture."""
+        """The encoded picture. Raises UserError where it cannot be read."""
 
     def raw_label(self) -> Integer[np.ndarray, "h w"]:
         """The label map in raw ids. Raises UserError where it cannot be read."""
@@ -55,7 +55,10 @@ class FileRecord:
         return None if self.label is None else str(self.label)
 
     def image_bytes(self) -> bytes:
-        return self.image.read_bytes()
+        try:
+            return self.image.read_bytes()
+        except OSError as error:
+            raise UserError(f"{self.image}: image cannot be read ({error.strerror})") from None
 
     def raw_label(self) -> Integer[np.ndarray, "h w"]:
         return read_label(self.label)
