@@ -120,6 +120,7 @@ class Evaluator:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             threads=self.config.data.threads,
+            skip_corrupt=self.config.data.skip_corrupt,
         )
         total = np.zeros((self.config.data.num_classes,) * 2, np.int64)
         matrix, pixels, images = self._zero(), 0, 0

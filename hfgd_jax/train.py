@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from hfgd_jax import checkpoints, losses, macs, metrics, optim, render, sharding
 from hfgd_jax import config as configuration
 from hfgd_jax.data import pipeline
+from hfgd_jax.data.source import CorruptRecordError
 from hfgd_jax.errors import UserError
 from hfgd_jax.evaluate import Evaluator
 from hfgd_jax.progress import RunLog, Stopwatch, duration, write_atomically
@@ -300,7 +301,12 @@ class Loop:
             return
         split, count = self.eval_split, min(self.config.eval.overlays, len(self.eval_split))
         for index in np.linspace(0, len(split) - 1, count).astype(int) if count else ():
-            example = split.example(int(index))
+            try:
+                example = split.example(int(index))
+            except CorruptRecordError:
+                if not self.config.data.skip_corrupt:
+                    raise
+                continue
             mask = self.evaluator.predict_picture(self.state.model, example["image"], self.system.mean_pixel)
             table = split.table
             picture = render.side_by_side(
@@ -312,6 +318,8 @@ class Loop:
             self.log.picture(self.step, f"overlays/{example['id']}", picture)
 
     def _farewell(self) -> None:
+        if self.corrupt:
+            self.log.say(f"{self.corrupt} times a corrupt record was skipped (config.data.skip_corrupt)")
         if self.stop():
             self.log.say(
                 f"stopped by {self.stop.signal_name} at step {self.step}; saved in "

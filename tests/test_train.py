@@ -94,7 +94,10 @@ def test_accumulation_divides_by_the_valid_pixels_of_the_whole_batch(tmp_path):
     batch["label"][1, 40, 40] = 3
     fields = {"train.accumulate": 2, "loss.car": 0.0}
     _, metrics = step_once(tiny_config(tmp_path, **fields), batch)
-    _, first = step_once(tiny_config(tmp_path, **{"train.batch_size": 1, "loss.car": 0.0}), {k: v[:1] for k, v in batch.items()})
+    _, first = step_once(
+        tiny_config(tmp_path, **{"train.batch_size": 1, "loss.car": 0.0}),
+        {k: v[:1] for k, v in batch.items()},
+    )
     valid = (batch["label"] != 255).sum()
     assert abs(metrics["student"] - first["student"]) < 0.02 * first["student"] + 20 / valid
 
@@ -192,6 +195,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes_dir, tmp_path):
     assert set(named) <= ids
 
 
+def test_corrupt_records_stop_a_run_or_are_counted(spoilt_dir, tmp_path):
+    fields = {"data.dataset": "camvid", "data.num_classes": 11, "train.steps": 3, "eval.overlays": 0}
+    with pytest.raises(UserError, match=r"split 'train', record \d \(id 'seq0"):
+        train.run(tiny_config(spoilt_dir, **fields), str(tmp_path / "strict"))
+    config = tiny_config(spoilt_dir, **fields | {"data.skip_corrupt": True})
+    assert train.run(config, str(tmp_path / "lenient")) == 0
+    lines = [json.loads(x) for x in (tmp_path / "lenient" / "metrics.jsonl").read_text().splitlines()]
+    # Three steps of two are one epoch of six records, two of which are spoilt.
+    assert [line["corrupt_records"] for line in lines if "loss" in line][-1] == 2
+
+
 def test_a_crop_beyond_the_machine_is_refused(tmp_path):
     class Analysis:
         argument_size_in_bytes = output_size_in_bytes = alias_size_in_bytes = 0
@@ -208,14 +222,15 @@ def test_a_crop_beyond_the_machine_is_refused(tmp_path):
 
 def test_a_batch_that_does_not_divide_is_refused(shapes_dir, tmp_path):
     config = tiny_config(shapes_dir, **{"mesh.data": 8, "train.batch_size": 12})
-    with pytest.raises(UserError, match="must be a multiple of the 8 devices.*use 16 or 8"):
+    with pytest.raises(UserError, match=r"must be a multiple of the 8 devices.*use 16 or 8"):
         train.Loop(config, str(tmp_path), Stop())
 
 
 def test_weights_are_not_decided_by_the_batch(tmp_path):
     """`init` depends on the seed alone."""
     one, same, other = (
-        jax.jit(make_init(build(tiny_config(tmp_path))))(jax.random.PRNGKey(seed)).params for seed in (0, 0, 1)
+        jax.jit(make_init(build(tiny_config(tmp_path))))(jax.random.PRNGKey(seed)).params
+        for seed in (0, 0, 1)
     )
     assert_identical(one, same)
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), one, other)))

@@ -1,14 +1,17 @@
 """Tiny models with random variables, without compiling an initialisation."""
 
 from types import SimpleNamespace
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hfgd_jax import config as configs
-from hfgd_jax.models import build_model
+from hfgd_jax.models import BACKBONES, build_model
+from hfgd_jax.models.layers import Conv
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +26,27 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+class LightBackbone(nn.Module):
+    """Four strided convolutions in place of a backbone, where the rest of the model is what is tested."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train):
+        x, pyramid = Conv(8, 3, 2, dtype=self.dtype, name="stem")(x), {}
+        for level in (4, 8, 16, 32):
+            conv = Conv(8, 3, 2, use_bias=True, dtype=self.dtype, name=f"stage_{level}")
+            x = pyramid[level] = nn.relu(conv(x))
+        return pyramid
+
+
+@pytest.fixture
+def light_backbone(monkeypatch):
+    """The tiny configurations' resnet18 is a LightBackbone."""
+    light = BACKBONES["resnet18"]._replace(build=lambda *args, dtype, **kwargs: LightBackbone(dtype))
+    monkeypatch.setitem(BACKBONES, "resnet18", light)
 
 
 def tiny_config(method=None, **changes):

@@ -1,0 +1,191 @@
+"""The commands as a user meets them: real processes, exit codes, one-line errors; every config, tiny."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hfgd_jax import main
+from hfgd_jax.checkpoints import Checkpoints
+
+
+def call(*arguments, limit=None, **kwargs):
+    command = [sys.executable, "-m", "hfgd_jax.main", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"XLA_FLAGS": ""},
+        preexec_fn=limit,
+        check=False,
+        **kwargs,
+    )
+
+
+def refused(result):
+    """The one line that a refused command ends with."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+TINY = "--config=configs/demo.py:tiny"
+
+
+@pytest.fixture(scope="module")
+def run(shapes_dir, tmp_path_factory):
+    """A finished tiny run: (workdir, data_dir, what it printed)."""
+    workdir = tmp_path_factory.mktemp("run") / "demo"
+    result = call(TINY, f"--workdir={workdir}", f"--config.data.data_dir={shapes_dir}")
+    assert result.returncode == 0, result.stderr
+    return workdir, shapes_dir, result.stdout
+
+
+def test_training_tells_what_it_does(run):
+    workdir, _, text = run
+    for part in (
+        "devices: 1 x cpu",
+        "batch: 2 global, 2 per device",
+        "GMACs",
+        "classes: 0 sky",
+        "random weights",
+    ):
+        assert part in text
+    assert "compiled the training step in" in text
+    assert "step 4/4  loss " in text
+    assert f"finished at step 4: {workdir}" in text
+
+
+def test_eval_mode_takes_the_runs_own_config(run):
+    workdir, _, _ = run
+    result = call(f"--workdir={workdir}", "--mode=eval", "--checkpoint=best")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((workdir / "metrics.json").read_text())
+    assert f"mIoU: {summary['mIoU']:.4f}" in result.stdout
+    assert "pole" in result.stdout
+
+
+def test_predict_mode(run, tmp_path):
+    """Odd sizes, grey, RGBA and a file that is no image: the rest is finished, the exit code tells."""
+    workdir, _, _ = run
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (101, 77, 3)).astype(np.uint8)).save(photos / "a.jpg")
+    Image.fromarray(rng.integers(0, 255, (40, 60)).astype(np.uint8)).save(photos / "b.png")
+    Image.fromarray(rng.integers(0, 255, (65, 33, 4)).astype(np.uint8)).save(photos / "c.png")
+    (photos / "d.jpg").write_text("not an image")
+    out = tmp_path / "out"
+    result = call(f"--workdir={workdir}", "--mode=predict", f"--input={photos}", f"--output={out}")
+    assert result.returncode == 1, result.stderr
+    assert "d.jpg" in result.stdout + result.stderr
+    masks = sorted((out / "masks").iterdir())
+    assert [Image.open(m).size for m in masks] == [(77, 101), (60, 40), (33, 65)]
+    assert all(np.asarray(Image.open(m)).max() < 9 for m in masks)
+    # The same command again refuses to replace what is there.
+    again = call(f"--workdir={workdir}", "--mode=predict", f"--input={photos}", f"--output={out}")
+    assert "--overwrite" in refused(again)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([TINY, "--config.train.stepz=3"], "stepz"),
+        ([TINY, "--config.model.upsampler=fpm"], "upsampler='fpm': unknown; one of none, sfpn, u_sfpn"),
+        ([TINY, "--config.data.dataset=camvid"], "hfgd_jax.tools.prepare --dataset camvid"),
+        ([], "holds no run"),
+        ([TINY, "--mode=predict"], "--input: needed with --mode=predict"),
+        ([TINY, "--config.train.steps=many"], "many"),
+        ([TINY, "--config.model.backbone.weights=missing.safetensors"], "missing.safetensors"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_refused_in_one_line(arguments, says, shapes_dir, tmp_path):
+    more = [] if not arguments else [f"--config.data.data_dir={shapes_dir}"]
+    assert says in refused(call(*arguments, f"--workdir={tmp_path / 'new'}", *more))
+
+
+def test_another_runs_workdir_is_refused(run):
+    workdir, data, _ = run
+    result = call(TINY, f"--workdir={workdir}", f"--config.data.data_dir={data}", "--config.train.seed=7")
+    assert "train.seed: 0 -> 7" in refused(result)
+
+
+def test_a_checkpoint_of_another_model_names_the_leaves(run):
+    workdir, _, _ = run
+    result = call(f"--workdir={workdir}", "--mode=eval", "--config.model.channels=8")
+    line = refused(result)
+    assert "of another model" in line
+    assert "params/class_tokens/kernel: saved (16, 9), wanted (8, 9)" in line
+
+
+def test_a_missing_checkpoint_lists_those_there(run):
+    workdir, _, _ = run
+    result = call(f"--workdir={workdir}", "--mode=eval", "--checkpoint=3")
+    assert "it holds steps [2, 4], best [4]" in refused(result)
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint(shapes_dir, tmp_path):
+    """Files may not grow beyond 2 MB in the second process, as if the disk were full."""
+    common = [
+        TINY,
+        f"--workdir={tmp_path}",
+        f"--config.data.data_dir={shapes_dir}",
+        "--config.eval.overlays=0",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hfgd_jax.main", *common, "--config.train.steps=60"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            process.terminate()
+    process.wait(timeout=120)
+    saved = Checkpoints(tmp_path, read_only=True).latest_step()
+    assert saved and saved < 60
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+
+    line = refused(call(*common, "--config.train.steps=60", limit=limit))
+    assert "could not be written" in line
+    assert f"still whole: [{saved - 1}, {saved}]" in line or str(saved) in line.split("still whole: ")[1]
+    assert Checkpoints(tmp_path, read_only=True).latest_step() == saved
+    result = call(*common, "--config.train.steps=60")
+    assert result.returncode == 0, result.stderr
+    assert f"resumed from the checkpoint of step {saved}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["demo.py:tiny", "demo.py:tiny,method=fcn", "camvid.py:tiny", "camvid.py:tiny,full,method=sa_car_d8"]
+    + [f"paper.py:table9/{row},tiny" for row in ("sa_car_d8", "sfpn", "hfgd_os4", "hfgd_os2")],
+)
+def test_every_config_trains_tiny(config, shapes_dir, tmp_path):
+    arguments = [f"--config=configs/{config}", f"--workdir={tmp_path}", "--config.train.steps=2"]
+    result = call(*arguments, f"--config.data.data_dir={shapes_dir}")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "metrics.json").read_text())["step"] == 2
+
+
+def test_the_saved_config_stands_in_for_a_missing_one():
+    argv = ["main", "--workdir", "runs/x", "--mode=eval"]
+    added = main.with_saved_config(argv)
+    assert added[1].startswith("--config=")
+    assert added[1].endswith("saved_config.py:runs/x")
+    assert main.with_saved_config(["main", "--workdir=a", "--config", "c.py"]) == [
+        "main",
+        "--workdir=a",
+        "--config",
+        "c.py",
+    ]
+    assert main.with_saved_config(["main", "--mode=eval"]) == ["main", "--mode=eval"]
