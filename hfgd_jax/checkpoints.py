@@ -26,7 +26,7 @@ class Checkpoints:
     """The checkpoints of one workdir. `read_only` never writes, creates or tidies."""
 
     def __init__(self, workdir: str | epath.Path, *, keep: int = 1, read_only: bool = False):
-        self.workdir = epath.Path(workdir)
+        self.workdir = epath.Path(workdir).expanduser().resolve()  # orbax wants it absolute
         self.keep, self.read_only = keep, read_only
         self._latest = self._manager("checkpoints", keep)
         self._best = self._manager("best", 1)
@@ -36,9 +36,16 @@ class Checkpoints:
         if self.read_only:
             if not path.exists():
                 return None
-            return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True))
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        return ocp.CheckpointManager(path, options=options)
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        # Named here so that a fresh process can read the items' metadata before it restores anything.
+        handlers = {
+            "model": ocp.StandardCheckpointHandler(),
+            "training": ocp.StandardCheckpointHandler(),
+            "meta": ocp.JsonCheckpointHandler(),
+        }
+        return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """The last step saved, None where there is none."""

@@ -33,9 +33,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
     def guarded(argv: Sequence[str]) -> int | None:
         if not flags.FLAGS["verbosity"].present:  # the libraries' own reports; --verbosity=0 shows them
-            logging.set_verbosity(logging.WARNING)
+            logging.set_verbosity(logging.ERROR)
         if flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(logging.WARNING)  # libraries tell of every file they open
+            logging.set_verbosity(logging.ERROR)  # libraries tell of every file they open
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")

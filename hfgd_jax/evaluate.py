@@ -188,7 +188,7 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> int:
     summary = metrics.summarize(matrix, split.table.classes)
     write_metrics(epath.Path(workdir), step, summary)
     if jax.process_index() == 0:
-        print(f"\r\x1b[K{metrics.table(matrix, split.table.classes)}")
+        print(("\r\x1b[K" if sys.stdout.isatty() else "") + metrics.table(matrix, split.table.classes))
         print(f"step {step}, {len(split)} images of {config.data.dataset}/{config.data.eval_split}")
         print(f"mIoU: {summary['mIoU'] or 0.0:.4f}")
     return 0

@@ -107,12 +107,14 @@ def initial_state(
         )
         model, training = restore_from.restore(step, abstract.model, abstract.training)
         return TrainState(**model, **training), f"resumed from the checkpoint of step {step}"
-    state = jax.jit(init, out_shardings=whole)(key)
+    # Random numbers are drawn once: on a CPU, compiling the drawing well takes longer than drawing.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    state = jax.jit(init, out_shardings=whole, compiler_options=quick)(key)
     backbone = system.config.model.backbone
     if not backbone.weights:
         return state, "random weights (config.model.backbone.weights is empty)"
     variables, report = pretrained.load_backbone(jax.device_get(state.model), backbone.name, backbone.weights)
-    return jax.device_put(state.replace(**variables), whole), f"{backbone.weights}: {report.summary()}"
+    return jax.device_put(state.replace(**variables), whole), report.summary()
 
 
 def open_data(config: ConfigDict, split: str) -> Split:

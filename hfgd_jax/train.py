@@ -197,12 +197,7 @@ class Loop:
 
     def _compile(self, batch: dict[str, jax.Array]) -> Callable:
         start = time.perf_counter()
-        step = jax.jit(
-            make_train_step(self.system),
-            donate_argnums=0,
-            out_shardings=(sharding.replicated(self.system.mesh), None),
-        )
-        compiled = step.lower(self.state, batch).compile()
+        compiled = compile_step(self.system, self.state, batch)
         needed = check_memory(compiled, self.config, self.system.mesh)
         self.log.say(
             f"compiled the training step in {time.perf_counter() - start:.1f} s; "
@@ -327,6 +322,13 @@ class Loop:
             )
         elif self.step >= self.config.train.steps:
             self.log.say(f"finished at step {self.step}: {self.workdir}")
+
+
+def compile_step(system: System, state: TrainState, batch: dict[str, jax.Array]) -> jax.stages.Compiled:
+    """The training step compiled for these shapes and places; it takes the state's memory for the new one."""
+    out = (sharding.replicated(system.mesh), None)
+    step = jax.jit(make_train_step(system), donate_argnums=0, out_shardings=out)
+    return step.lower(state, batch).compile()
 
 
 def check_memory(compiled: Any, config: ConfigDict, mesh: Mesh) -> int:

@@ -1,7 +1,6 @@
 """The commands as a user meets them: real processes, exit codes, one-line errors; every config, tiny."""
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -14,18 +13,17 @@ from hfgd_jax import main
 from hfgd_jax.checkpoints import Checkpoints
 
 
-def call(*arguments, limit=None, **kwargs):
-    command = [sys.executable, "-m", "hfgd_jax.main", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"XLA_FLAGS": ""},
-        preexec_fn=limit,
-        check=False,
-        **kwargs,
-    )
+@pytest.fixture(scope="module")
+def call(user_env):
+    """Runs the front door with these arguments; `limit` is called in the child before it starts."""
+
+    def call(*arguments, limit=None):
+        command = [sys.executable, "-m", "hfgd_jax.main", *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env=user_env, preexec_fn=limit, check=False
+        )
+
+    return call
 
 
 def refused(result):
@@ -41,7 +39,7 @@ TINY = "--config=configs/demo.py:tiny"
 
 
 @pytest.fixture(scope="module")
-def run(shapes_dir, tmp_path_factory):
+def run(call, shapes_dir, tmp_path_factory):
     """A finished tiny run: (workdir, data_dir, what it printed)."""
     workdir = tmp_path_factory.mktemp("run") / "demo"
     result = call(TINY, f"--workdir={workdir}", f"--config.data.data_dir={shapes_dir}")
@@ -64,7 +62,7 @@ def test_training_tells_what_it_does(run):
     assert f"finished at step 4: {workdir}" in text
 
 
-def test_eval_mode_takes_the_runs_own_config(run):
+def test_eval_mode_takes_the_runs_own_config(call, run):
     workdir, _, _ = run
     result = call(f"--workdir={workdir}", "--mode=eval", "--checkpoint=best")
     assert result.returncode == 0, result.stderr
@@ -73,7 +71,7 @@ def test_eval_mode_takes_the_runs_own_config(run):
     assert "pole" in result.stdout
 
 
-def test_predict_mode(run, tmp_path):
+def test_predict_mode(call, run, tmp_path):
     """Odd sizes, grey, RGBA and a file that is no image: the rest is finished, the exit code tells."""
     workdir, _, _ = run
     photos = tmp_path / "photos"
@@ -107,18 +105,18 @@ def test_predict_mode(run, tmp_path):
         ([TINY, "--config.model.backbone.weights=missing.safetensors"], "missing.safetensors"),
     ],
 )  # fmt: skip
-def test_wrong_input_is_refused_in_one_line(arguments, says, shapes_dir, tmp_path):
+def test_wrong_input_is_refused_in_one_line(call, arguments, says, shapes_dir, tmp_path):
     more = [] if not arguments else [f"--config.data.data_dir={shapes_dir}"]
     assert says in refused(call(*arguments, f"--workdir={tmp_path / 'new'}", *more))
 
 
-def test_another_runs_workdir_is_refused(run):
+def test_another_runs_workdir_is_refused(call, run):
     workdir, data, _ = run
     result = call(TINY, f"--workdir={workdir}", f"--config.data.data_dir={data}", "--config.train.seed=7")
     assert "train.seed: 0 -> 7" in refused(result)
 
 
-def test_a_checkpoint_of_another_model_names_the_leaves(run):
+def test_a_checkpoint_of_another_model_names_the_leaves(call, run):
     workdir, _, _ = run
     result = call(f"--workdir={workdir}", "--mode=eval", "--config.model.channels=8")
     line = refused(result)
@@ -126,13 +124,13 @@ def test_a_checkpoint_of_another_model_names_the_leaves(run):
     assert "params/class_tokens/kernel: saved (16, 9), wanted (8, 9)" in line
 
 
-def test_a_missing_checkpoint_lists_those_there(run):
+def test_a_missing_checkpoint_lists_those_there(call, run):
     workdir, _, _ = run
     result = call(f"--workdir={workdir}", "--mode=eval", "--checkpoint=3")
     assert "it holds steps [2, 4], best [4]" in refused(result)
 
 
-def test_a_full_disk_keeps_the_earlier_checkpoint(shapes_dir, tmp_path):
+def test_a_full_disk_keeps_the_earlier_checkpoint(call, user_env, shapes_dir, tmp_path):
     """Files may not grow beyond 2 MB in the second process, as if the disk were full."""
     common = [
         TINY,
@@ -144,7 +142,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(shapes_dir, tmp_path):
         [sys.executable, "-m", "hfgd_jax.main", *common, "--config.train.steps=60"],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=user_env,
     )
     for line in process.stdout:
         if line.startswith("step 5/"):
@@ -170,7 +168,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(shapes_dir, tmp_path):
     ["demo.py:tiny", "demo.py:tiny,method=fcn", "camvid.py:tiny", "camvid.py:tiny,full,method=sa_car_d8"]
     + [f"paper.py:table9/{row},tiny" for row in ("sa_car_d8", "sfpn", "hfgd_os4", "hfgd_os2")],
 )
-def test_every_config_trains_tiny(config, shapes_dir, tmp_path):
+def test_every_config_trains_tiny(call, config, shapes_dir, tmp_path):
     arguments = [f"--config=configs/{config}", f"--workdir={tmp_path}", "--config.train.steps=2"]
     result = call(*arguments, f"--config.data.data_dir={shapes_dir}")
     assert result.returncode == 0, result.stderr

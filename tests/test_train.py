@@ -1,7 +1,6 @@
 """The loop: determinism, devices, accumulation, kills, signals, bad numbers."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -57,20 +56,36 @@ def assert_identical(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other)
 
 
+def update_error(start, one, other):
+    """Norm of the difference of two steps from `start`, relative to the first step's."""
+    norm = lambda tree: float(np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree))))  # noqa: E731
+    step, difference = (jax.tree.map(np.subtract, one, x) for x in (start, other))
+    return norm(difference) / norm(step)
+
+
 def test_one_and_eight_devices_take_the_same_step(tmp_path):
-    """Batch norm, CAR centres and the divisor of the loss are global: the mesh changes nothing."""
+    """Batch norm, CAR centres and the divisor of the loss are global: the mesh changes nothing.
+
+    Sums in another order flip a ReLU here and there, whether the mesh or the order of the rows changes it;
+    the losses agree to float precision, the gradients to what such flips weigh.
+    """
     assert len(jax.devices()) == 8, "conftest sets --xla_force_host_platform_device_count=8"
     batch = random_batch(8)
     batch["label"][0] = 255  # one device's whole share is ignored
-    plain = {"optim.name": "sgd", "optim.learning_rate": 0.1}
-    one, m1 = step_once(tiny_config(tmp_path, **{"train.batch_size": 8} | plain), batch)
-    eight, m8 = step_once(tiny_config(tmp_path, **{"train.batch_size": 8, "mesh.data": 8} | plain), batch)
-    assert_close(m1, m8, 1e-4, 1e-6)
-    assert_close(one.params, eight.params, 1e-4, 2e-6)
+    fields = {"optim.name": "sgd", "optim.learning_rate": 0.1, "train.batch_size": 8}
+    start = jax.device_get(initial_state(build(tiny_config(tmp_path, **fields)))[0])
+    one, m1 = step_once(tiny_config(tmp_path, **fields), batch)
+    eight, m8 = step_once(tiny_config(tmp_path, **fields | {"mesh.data": 8}), batch)
+    for name in set(m1) - {"gradient_norm"}:
+        np.testing.assert_allclose(m1[name], m8[name], rtol=1e-5, err_msg=name)
     assert_close(one.batch_stats, eight.batch_stats, 1e-4, 1e-6)
-    start = initial_state(build(tiny_config(tmp_path)))[0]
-    moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), start.params, one.params)
-    assert all(jax.tree.leaves(moved)), "a parameter that no step moves would make this comparison empty"
+    assert update_error(start.params, one.params, eight.params) < 2e-3
+    # The comparison would notice: every parameter moved, and a batch less one device's share moves elsewhere.
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), start.params, one.params)
+    assert all(jax.tree.leaves(moved))
+    batch["label"][1] = 255
+    less, _ = step_once(tiny_config(tmp_path, **fields), batch)
+    assert update_error(start.params, one.params, less.params) > 2e-2
 
 
 def test_accumulation_equals_the_whole_batch(tmp_path):
@@ -83,8 +98,10 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
     two, m2 = step_once(
         tiny_config(tmp_path, **fields | {"train.batch_size": 4, "train.accumulate": 2}), twice
     )
-    assert_close(m1, m2, 1e-4, 1e-6)
-    assert_close(one.params, two.params, 1e-4, 2e-6)
+    for name in set(m1) - {"gradient_norm"}:
+        np.testing.assert_allclose(m1[name], m2[name], rtol=1e-5, err_msg=name)
+    start = jax.device_get(initial_state(build(tiny_config(tmp_path)))[0])
+    assert update_error(start.params, one.params, two.params) < 2e-3
 
 
 def test_accumulation_divides_by_the_valid_pixels_of_the_whole_batch(tmp_path):
@@ -239,11 +256,10 @@ def test_weights_are_not_decided_by_the_batch(tmp_path):
 # ---- real processes -------------------------------------------------------------------------------------
 
 
-def start(workdir, shapes_dir, *more):
+def start(workdir, shapes_dir, env):
     command = [sys.executable, "-m", "hfgd_jax.main", "--config=configs/demo.py:tiny", f"--workdir={workdir}"]
     command += [f"--config.data.data_dir={shapes_dir}", "--config.mesh.data=1", "--config.train.steps=12"]
-    command += ["--config.checkpoint.every=3", "--config.eval.every=5", *more]
-    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command += ["--config.checkpoint.every=3", "--config.eval.every=5"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 
@@ -261,8 +277,8 @@ def lines_until(process, wanted):
     raise AssertionError(f"the run ended (exit {process.wait()}) before the line came")
 
 
-def test_killed_and_stopped_runs_end_like_one_left_alone(shapes_dir, tmp_path):
-    whole = start(tmp_path / "whole", shapes_dir)
+def test_killed_and_stopped_runs_end_like_one_left_alone(shapes_dir, tmp_path, user_env):
+    whole = start(tmp_path / "whole", shapes_dir, user_env)
     broken = tmp_path / "broken"
     seed = random.SystemRandom().randrange(2**32)
     rng = random.Random(seed)
@@ -270,20 +286,20 @@ def test_killed_and_stopped_runs_end_like_one_left_alone(shapes_dir, tmp_path):
     assert whole.returncode == 0, output
 
     killed_at = rng.randrange(1, 12)
-    process = start(broken, shapes_dir)
+    process = start(broken, shapes_dir, user_env)
     lines_until(process, lambda line: line.startswith(f"step {killed_at}/"))
     time.sleep(rng.random() * 0.2)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=60)
 
-    process = start(broken, shapes_dir)
+    process = start(broken, shapes_dir, user_env)
     lines_until(process, lambda line: line.startswith(("step ", "finished")))
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode in (128 + signal.SIGTERM, 0), output
     if process.returncode:
         assert "stopped by SIGTERM at step" in output
-        process = start(broken, shapes_dir)
+        process = start(broken, shapes_dir, user_env)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
 

@@ -1,0 +1,69 @@
+"""How fast is a training step, without data and logging? Random batches; the median of many steps.
+
+    python benchmarks/train_step.py --config configs/demo.py --steps 20
+
+Prints one JSON line: machine, versions, config, compile seconds, median step seconds, images/s, GiB.
+"""
+
+import json
+import platform
+import statistics
+import time
+
+import flax
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from hfgd_jax import cli, sharding, train
+from hfgd_jax.system import build, initial_state
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
+_STEPS = flags.DEFINE_integer("steps", 20, "Timed steps.", lower_bound=1)
+flags.mark_flags_as_required(["config"])
+
+
+def main(_: list[str]) -> None:
+    """Times the compiled step of the config."""
+    config = _CONFIG.value
+    system = build(config)
+    state, _ = initial_state(system)
+    shape = (config.train.batch_size, *config.data.crop)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (*shape, 3)).astype(np.uint8),
+        "label": rng.integers(0, config.data.num_classes, shape).astype(np.uint8),
+    }
+    batch = sharding.global_batch(system.mesh, batch)
+    start = time.perf_counter()
+    step = train.compile_step(system, state, batch)
+    compiled = time.perf_counter() - start
+    needed = train.check_memory(step, config, system.mesh)
+    seconds = []
+    for number in range(_STEPS.value + 2):
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        if number >= 2:
+            seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds)
+    result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "devices": f"{system.mesh.size} x {jax.devices()[0].device_kind}",
+        "host": f"{platform.machine()}, Python {platform.python_version()}",
+        "versions": {"jax": jax.__version__, "flax": flax.__version__},
+        "config": flags.FLAGS["config"].config_filename,
+        "model": config.model.to_dict(),
+        "batch": list(shape),
+        "dtype": config.train.dtype,
+        "compile_seconds": round(compiled, 2),
+        "step_seconds": {"median": median, "min": min(seconds), "max": max(seconds), "steps": len(seconds)},
+        "images_per_second": config.train.batch_size / median,
+        "gib_per_device": needed / 2**30,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    cli.run(main)
