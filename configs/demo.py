@@ -19,11 +19,11 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.model.update({"channels": 64, "context_channels": 256, "wide_channels": 512})
     config.model.batch_norm_decay = 0.95
     config.data.crop = (129, 161)
-    config.data.scale_range = (0.75, 1.5)
-    config.optim.update({"learning_rate": 1e-3, "warmup_steps": 20})
-    config.train.update({"steps": 400, "batch_size": 8, "dtype": "float32"})
-    config.eval.every = 200
-    config.checkpoint.every = 100
+    config.data.update({"scale_range": (0.75, 1.25), "photometric": "plain"})
+    config.optim.update({"learning_rate": 2e-3, "warmup_steps": 30})
+    config.train.update({"steps": 600, "batch_size": 8, "dtype": "float32"})
+    config.eval.every = 300
+    config.checkpoint.every = 150
     if args.tiny:
         configuration.set_tiny(config)
     return config
