@@ -21,9 +21,9 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.data.crop = (129, 161)
     config.data.update({"scale_range": (0.75, 1.25), "photometric": "plain"})
     config.optim.update({"learning_rate": 2e-3, "warmup_steps": 30})
-    config.train.update({"steps": 600, "batch_size": 8, "dtype": "float32"})
-    config.eval.every = 300
-    config.checkpoint.every = 150
+    config.train.update({"steps": 400, "batch_size": 8, "dtype": "float32"})
+    config.eval.every = 200
+    config.checkpoint.every = 100
     if args.tiny:
         configuration.set_tiny(config)
     return config

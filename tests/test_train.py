@@ -137,7 +137,7 @@ def test_every_system_learns_a_batch(method, tmp_path):
     batch["label"][:, :, 33:] = 5
     _, first = step_once(config, batch)
     _, last = step_once(config, batch, steps=12)
-    assert last["student"] < 0.5 * first["student"]
+    assert last["student"] < 0.8 * first["student"]
 
 
 def test_an_all_ignored_batch_is_harmless(tmp_path):
