@@ -159,10 +159,8 @@ class Checkpoints:
         if saved is None:
             raise UserError(f"checkpoint {self.workdir} step {step}: has no {item!r}; it is damaged")
         have, want = _shapes(saved), _shapes(wanted)
-        wrong = [f"{k}: saved {have.get(k)}, wanted {want.get(k)}" for k in sorted(have | want)]
-        wrong = [
-            line for line, k in zip(wrong, sorted(have | want), strict=True) if have.get(k) != want.get(k)
-        ]
+        names = [k for k in sorted(have | want, reverse=True) if have.get(k) != want.get(k)]
+        wrong = [f"{k}: saved {have.get(k)}, wanted {want.get(k)}" for k in names]
         if wrong:
             more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
             raise UserError(

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from types import TracebackType
 
 from absl import app, flags, logging
 
@@ -33,9 +34,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
     def guarded(argv: Sequence[str]) -> int | None:
         if not flags.FLAGS["verbosity"].present:  # the libraries' own reports; --verbosity=0 shows them
-            logging.set_verbosity(logging.ERROR)
+            logging.set_verbosity(logging.FATAL)
         if flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(logging.ERROR)  # libraries tell of every file they open
+            logging.set_verbosity(logging.FATAL)  # libraries tell of every file they open
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
@@ -46,14 +47,24 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
 
+    sys.excepthook = _report_uncaught
     app.run(guarded, flags_parser=_parse)
 
 
 def fail(error: BaseException) -> int:
     """Prints the error's message as one line on stderr; returns the exit code of a user's mistake."""
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print("error: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if "Traceback (most recent call last)" in message:  # ml_collections' report of what a config file raised
+        message = message.strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
     return USER_ERROR
+
+
+def _report_uncaught(kind: type, error: BaseException, trace: TracebackType | None) -> None:
+    # After a failed save tensorstore still tells every array's write to an event loop that has ended, and
+    # prints a traceback for each; the save itself has raised long before.
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
