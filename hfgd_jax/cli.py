@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 from absl import app, flags, logging
 
@@ -47,7 +46,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
 
-    sys.excepthook = _report_uncaught
+    sys.unraisablehook = _report_unraisable
     app.run(guarded, flags_parser=_parse)
 
 
@@ -60,11 +59,11 @@ def fail(error: BaseException) -> int:
     return USER_ERROR
 
 
-def _report_uncaught(kind: type, error: BaseException, trace: TracebackType | None) -> None:
+def _report_unraisable(error: "sys.UnraisableHookArgs") -> None:
     # After a failed save tensorstore still tells every array's write to an event loop that has ended, and
     # prints a traceback for each; the save itself has raised long before.
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+    if not (error.exc_type is RuntimeError and str(error.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(error)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
