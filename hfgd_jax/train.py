@@ -98,11 +98,11 @@ def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainS
     return train_step
 
 
-def claim_workdir(workdir: epath.Path, config: ConfigDict) -> None:
-    """Makes the workdir this run's: writes `config.json`, or checks that it is the same run's.
+def check_workdir(workdir: epath.Path, config: ConfigDict) -> None:
+    """Makes sure that the workdir is free or this run's; writes nothing.
 
     Raises:
-        UserError: it holds another run (the differing fields are named), or other files of a user's.
+        UserError: it holds another run (the differing fields are named), or checkpoints of no known run.
     """
     path = workdir / "config.json"
     if path.exists():
@@ -113,10 +113,8 @@ def claim_workdir(workdir: epath.Path, config: ConfigDict) -> None:
                 f"--workdir={workdir}: holds another run; these fields differ (there -> here): "
                 f"{'; '.join(other)}. Use another --workdir, or that run's config"
             )
-    elif (workdir / "checkpoints").exists():
+    elif any((workdir / "checkpoints").glob("[0-9]*")):
         raise UserError(f"--workdir={workdir}: has checkpoints but no config.json; use another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, configuration.to_json(config))
 
 
 class Loop:
@@ -132,9 +130,11 @@ class Loop:
         )
         self.train_split = open_data(config, config.data.train_split)
         self.eval_split = open_data(config, config.data.eval_split)
-        claim_workdir(self.workdir, config)
+        check_workdir(self.workdir, config)
         self.saved = checkpoints.Checkpoints(self.workdir, keep=config.checkpoint.keep)
         self.state, self.origin = initial_state(self.system, self.saved)
+        # Only now: a first try that fails (a wrong weights file) leaves the workdir free for the next.
+        write_atomically(self.workdir / "config.json", configuration.to_json(config))
         self.step = int(self.state.step)
         self.evaluator = Evaluator(self.system.model, config, self.system.mesh)
         self.log = RunLog(self.workdir, config.train.steps, step=self.step)

@@ -1,21 +1,16 @@
-"""The loop: determinism, devices, accumulation, kills, signals, bad numbers."""
+"""The loop: determinism, devices, accumulation, bad numbers. Kills and signals: `test_resume.py`."""
 
 import dataclasses
 import json
-import random
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from hfgd_jax import config as configuration
 from hfgd_jax import sharding, train
-from hfgd_jax.checkpoints import Checkpoints
 from hfgd_jax.errors import UserError
 from hfgd_jax.models import build_model
 from hfgd_jax.signals import Stop
@@ -196,17 +191,29 @@ def test_only_the_latest_checkpoints_are_kept(shapes_dir, tmp_path):
 
 
 def test_another_run_in_the_workdir_is_refused(shapes_dir, tmp_path):
-    train.claim_workdir(_epath(tmp_path), tiny_config(shapes_dir))
+    workdir = epath.Path(tmp_path)
+    (workdir / "config.json").write_text(configuration.to_json(tiny_config(shapes_dir)))
     with pytest.raises(UserError, match=r"optim\.learning_rate: 0\.001 -> 0\.5"):
-        train.claim_workdir(_epath(tmp_path), tiny_config(shapes_dir, **{"optim.learning_rate": 0.5}))
+        train.check_workdir(workdir, tiny_config(shapes_dir, **{"optim.learning_rate": 0.5}))
     # What does not touch the weights may change.
-    train.claim_workdir(_epath(tmp_path), tiny_config(shapes_dir, **{"eval.every": 3, "data.threads": 1}))
+    train.check_workdir(workdir, tiny_config(shapes_dir, **{"eval.every": 3, "data.threads": 1}))
 
 
-def _epath(path):
-    from etils import epath
+def test_checkpoints_of_an_unknown_run_are_refused(shapes_dir, tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(UserError, match="has checkpoints but no config"):
+        train.check_workdir(epath.Path(tmp_path), tiny_config(shapes_dir))
 
-    return epath.Path(path)
+
+def test_a_first_try_that_fails_leaves_the_workdir_free(shapes_dir, tmp_path):
+    """The path of the weights is corrected and the same workdir used again."""
+    wrong = {"model.backbone.weights": str(tmp_path / "missing.safetensors")}
+    with pytest.raises(UserError, match="no such file"):
+        train.Loop(tiny_config(shapes_dir, **wrong), str(tmp_path / "run"), Stop())
+    loop = train.Loop(tiny_config(shapes_dir), str(tmp_path / "run"), Stop())
+    loop.log.close()
+    loop.saved.close()
+    assert (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(shapes_dir, tmp_path):
@@ -259,64 +266,3 @@ def test_weights_are_not_decided_by_the_batch(tmp_path):
     )
     assert_identical(one, same)
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), one, other)))
-
-
-# ---- real processes -------------------------------------------------------------------------------------
-
-
-def start(workdir, shapes_dir, env):
-    command = [sys.executable, "-m", "hfgd_jax.main", "--config=configs/demo.py:tiny", f"--workdir={workdir}"]
-    command += [f"--config.data.data_dir={shapes_dir}", "--config.mesh.data=1", "--config.train.steps=12"]
-    command += ["--config.checkpoint.every=3", "--config.eval.every=5"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
-
-
-def final_state(workdir, step=12):
-    config = configuration.from_json((workdir / "config.json").read_text())
-    state = jax.eval_shape(make_init(build(config)), jax.random.PRNGKey(0))
-    saved = Checkpoints(workdir, read_only=True)
-    return jax.device_get(saved.restore(step, state.model, state.training))
-
-
-def lines_until(process, wanted):
-    for line in process.stdout:
-        if wanted(line):
-            return line
-    raise AssertionError(f"the run ended (exit {process.wait()}) before the line came")
-
-
-def test_killed_and_stopped_runs_end_like_one_left_alone(shapes_dir, tmp_path, user_env):
-    whole = start(tmp_path / "whole", shapes_dir, user_env)
-    broken = tmp_path / "broken"
-    seed = random.SystemRandom().randrange(2**32)
-    rng = random.Random(seed)
-    output, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, output
-
-    killed_at = rng.randrange(1, 12)
-    process = start(broken, shapes_dir, user_env)
-    lines_until(process, lambda line: line.startswith(f"step {killed_at}/"))
-    time.sleep(rng.random() * 0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
-
-    process = start(broken, shapes_dir, user_env)
-    lines_until(process, lambda line: line.startswith(("step ", "finished")))
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode in (128 + signal.SIGTERM, 0), output
-    if process.returncode:
-        assert "stopped by SIGTERM at step" in output
-        process = start(broken, shapes_dir, user_env)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-
-    try:
-        assert_identical(final_state(tmp_path / "whole"), final_state(broken))
-        for name in ("metrics.json",):
-            assert (tmp_path / "whole" / name).read_text() == (broken / name).read_text()
-        steps = [json.loads(x)["step"] for x in (broken / "metrics.jsonl").read_text().splitlines()]
-        assert steps == sorted(steps)
-        assert set(range(1, 13)) == set(steps)
-    except AssertionError as error:
-        raise AssertionError(f"killed at step {killed_at} (seed {seed})") from error
