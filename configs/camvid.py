@@ -2,8 +2,8 @@
 
     python -m hfgd_jax.main --config configs/camvid.py:backbone=resnet18,method=hfgd --workdir runs/camvid
 
-Arguments: backbone (resnet18 | resnet50 | resnet101), method (fcn | sa_car | sa_car_d8 | cae | sfpn | hfgd |
-hfgd_os2), weights (a file for the backbone), full (whole resolution, the paper's widths), tiny.
+Arguments: backbone (of config.BACKBONES), method (of config.METHODS), weights (a file for the backbone), full
+(whole resolution, the paper's widths), tiny.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,8 @@ def get_config(arguments: str = "") -> ConfigDict:
     )
     config = configuration.default()
     configuration.set_method(config, args.method)
-    config.model.backbone.update({"name": args.backbone, "weights": args.weights})
+    configuration.set_backbone(config, args.backbone)
+    config.model.backbone.weights = args.weights
     config.data.update({"dataset": "camvid", "num_classes": 11, "crop": (361, 481)})
     config.train.update({"steps": 8000, "batch_size": 8})
     config.model.batch_norm_decay = 0.98

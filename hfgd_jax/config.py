@@ -15,9 +15,12 @@ from ml_collections import ConfigDict
 from hfgd_jax.errors import UserError
 
 # Names that the registries in models/ must offer, in the paper's words (a test compares them).
-BACKBONES = ("resnet18", "resnet50", "resnet101")
-CONTEXTS = ("identity", "sa", "sa_car", "cae")
-UPSAMPLERS = ("none", "sfpn", "u_sfpn")
+RESNETS = ("resnet18", "resnet50", "resnet101", "resnet50d", "resnet101d")
+CONVNEXTS = ("convnext_a", "convnext_t", "convnext_s", "convnext_b", "convnext_l")
+SWINS = ("swin_t", "swin_s", "swin_b", "swin_l")
+BACKBONES = (*RESNETS, *CONVNEXTS, *SWINS)
+CONTEXTS = ("identity", "aspp", "ppm", "ocr", "sa", "sa_car", "cae")
+UPSAMPLERS = ("none", "sfpn", "u_sfpn", "fapn", "upernet", "deeplabv3plus")
 GEOMETRIES = ("align_corners", "half_pixel")
 PHOTOMETRICS = ("none", "plain", "advanced")
 DTYPES = ("bfloat16", "float32")
@@ -35,6 +38,14 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "cae": {"context": "cae", "upsampler": "none", "output_stride": 32},
     "sfpn": {"context": "identity", "upsampler": "sfpn", "output_stride": 4},
+    "fapn": {"context": "identity", "upsampler": "fapn", "output_stride": 4},
+    "upernet": {"context": "ppm", "upsampler": "upernet", "output_stride": 4},
+    "deeplabv3plus": {
+        "context": "aspp",
+        "upsampler": "deeplabv3plus",
+        "output_stride": 4,
+        "backbone.output_stride": 8,
+    },
     "hfgd": {
         "context": "cae",
         "upsampler": "u_sfpn",
@@ -56,7 +67,9 @@ def default() -> ConfigDict:
                 "name": "resnet50",
                 "weights": "",  # .safetensors (or .pth) file; "" trains from random weights
                 "output_stride": 32,  # 16 or 8: dilation replaces the last strides
-                "multi_grid": False,  # dilation (1, 2, 4) within the last stage when dilated
+                "multi_grid": False,  # ResNet: dilation (1, 2, 4) within the last stage when dilated
+                "drop_path": -1.0,  # stochastic depth's rate at the last block; -1: the source's
+                "scan_blocks": False,  # ConvNeXt, Swin: a stage's blocks compile once (docs/scaling.md)
             },
             "context": "cae",
             "upsampler": "u_sfpn",
@@ -74,12 +87,22 @@ def default() -> ConfigDict:
                 "probe": False,  # auxiliary FCN on the high-level feature (paper, Sec. 5.1)
                 "probe_stop_gradient": False,
             },
-            "geometry": "align_corners",  # reading; the other: half_pixel
+            "geometry": "align_corners",  # reading; half_pixel for ConvNeXt and Swin
             "batch_norm_decay": 0.9997,  # 0.9-0.99 for runs of a few thousand steps
+            "batch_norm_epsilon": 1e-3,  # of the decoder
         }
     )
     config.loss = ConfigDict(
-        {"teacher": 1.0, "student": 1.0, "car": 1.0, "probe": 1.0}  # weights; 1 each is a reading
+        {
+            # Weights; 1 each is a reading.
+            "teacher": 1.0,
+            "student": 1.0,
+            "car": 1.0,
+            "probe": 1.0,
+            "regions": 0.4,  # OCR's soft object regions
+            "dice": 0.0,  # of a Dice loss beside every cross-entropy
+            "focal_gamma": 0.0,  # the focal loss in place of the cross-entropies; 0: plain
+        }
     )
     config.data = ConfigDict(
         {
@@ -143,6 +166,13 @@ def set_method(config: ConfigDict, method: str) -> None:
     config.model.update_from_flattened_dict(METHODS[method])
 
 
+def set_backbone(config: ConfigDict, name: str) -> None:
+    """Sets the backbone and the geometry that its features lie in."""
+    _one_of("backbone", name, BACKBONES)
+    config.model.backbone.name = name
+    config.model.geometry = _geometry_of(name)
+
+
 def set_plain(config: ConfigDict) -> None:
     """The paper's plain settings (ablations): SGD 0.01, L2 1e-4, brightness only (spec table 2)."""
     config.optim.update({"name": "sgd", "learning_rate": 0.01, "weight_decay": 1e-4})
@@ -152,7 +182,10 @@ def set_plain(config: ConfigDict) -> None:
 def set_tiny(config: ConfigDict) -> None:
     """The same structure at a size that trains a step in seconds on a CPU, on the embedded data set."""
     config.model.update({"channels": 16, "context_channels": 32, "wide_channels": 64, "query_channels": 16})
-    config.model.backbone.update({"name": "resnet18", "weights": ""})
+    family = config.model.backbone.name
+    small = {CONVNEXTS: "convnext_a", SWINS: "swin_t", RESNETS: "resnet18"}
+    set_backbone(config, next(name for names, name in small.items() if family in names))
+    config.model.backbone.weights = ""
     config.model.batch_norm_decay = 0.9
     config.data.update({"dataset": "shapes", "num_classes": default().data.num_classes, "crop": (65, 65)})
     config.data.input_scale = 1.0
@@ -243,7 +276,8 @@ def validate(config: ConfigDict) -> None:
     _one_of("config.data.photometric", data.photometric, PHOTOMETRICS)
     _one_of("config.train.dtype", train.dtype, DTYPES)
     _one_of("config.optim.name", config.optim.name, OPTIMIZERS)
-    strides = {"none": (model.backbone.output_stride,), "sfpn": (4,), "u_sfpn": (4, 2)}[model.upsampler]
+    _check_backbone(model)
+    strides = {"none": (model.backbone.output_stride,), "u_sfpn": (4, 2)}.get(model.upsampler, (4,))
     _one_of(f"config.model.output_stride (with upsampler={model.upsampler!r})", model.output_stride, strides)
     _check_guidance(model)
     for key in ("channels", "context_channels", "query_channels", "wide_channels", "attention_heads"):
@@ -254,8 +288,37 @@ def validate(config: ConfigDict) -> None:
             f"config.model.channels={model.channels}"
         )
     _in_range("config.model.batch_norm_decay", model.batch_norm_decay, 0.0, 1.0)
+    _in_range("config.model.batch_norm_epsilon", model.batch_norm_epsilon, 0.0, 1.0)
     _check_data(data)
     _check_run(config)
+
+
+def _geometry_of(backbone: str) -> str:
+    """A patch embedding's features are cells; a ResNet's sit on pixels 0, s, 2s, ... (spec 1.0)."""
+    return "align_corners" if backbone in RESNETS else "half_pixel"
+
+
+def _check_backbone(model: ConfigDict) -> None:
+    backbone = model.backbone
+    if backbone.drop_path != -1.0:
+        _in_range("config.model.backbone.drop_path", backbone.drop_path, 0.0, 0.99)
+    if backbone.name in RESNETS:
+        if backbone.drop_path > 0 or backbone.scan_blocks:
+            field = "drop_path" if backbone.drop_path > 0 else "scan_blocks"
+            raise UserError(
+                f"config.model.backbone.{field}={backbone[field]}: ResNets have no such thing; "
+                "set it back, or use a ConvNeXt or Swin"
+            )
+        return
+    if model.geometry != _geometry_of(backbone.name):
+        raise UserError(
+            f"config.model.geometry={model.geometry!r}: the features of {backbone.name} are cells; "
+            f"set config.model.geometry='{_geometry_of(backbone.name)}'"
+        )
+    if backbone.multi_grid:
+        raise UserError("config.model.backbone.multi_grid=True: ResNets alone have it; set it to False")
+    if backbone.name in SWINS:
+        _one_of("config.model.backbone.output_stride (Swin has no dilation)", backbone.output_stride, (32,))
 
 
 def _check_guidance(model: ConfigDict) -> None:

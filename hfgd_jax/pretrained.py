@@ -60,8 +60,9 @@ def load_backbone(
     """
     backbone = BACKBONES[backbone_name]
     source = _read(Path(path))
-    left_out = sorted(name for name in source if backbone.left_out(name))
-    targets = backbone.weight_targets()
+    naming = backbone.namings()[0]
+    left_out = sorted(name for name in source if naming.left_out(name))
+    targets = naming.targets
     flat = traverse_util.flatten_dict(variables)
     places = {name: (t.collection, "backbone", *t.path) for name, t in targets.items()}
     wanted = {name: _source_shape(place, flat[place].shape) for name, place in places.items()}

@@ -33,7 +33,7 @@ def variables():
 def source(variables):
     """A file's tensors as torchvision names them: kernels in float16, counters, a classifier."""
     rng, tensors = np.random.default_rng(0), {}
-    for name, target in BACKBONES["resnet18"].weight_targets().items():
+    for name, target in BACKBONES["resnet18"].namings()[0].targets.items():
         leaf = variables[target.collection]["backbone"]
         for key in target.path:
             leaf = leaf[key]

@@ -9,6 +9,7 @@ from hfgd_jax.models.attention import AxialAttention
 from hfgd_jax.models.backbones import BACKBONES
 from hfgd_jax.models.context import CONTEXTS
 from hfgd_jax.models.guidance import ClassTokens
+from hfgd_jax.models.layers import BatchNorm
 from hfgd_jax.models.probe import Probe
 from hfgd_jax.models.segmenter import Outputs, Segmenter
 from hfgd_jax.models.upsamplers import UPSAMPLERS
@@ -26,7 +27,7 @@ def build_model(model_config: ConfigDict, num_classes: int, dtype: Any) -> Segme
     """
     m, guidance, dtype = model_config, model_config.guidance, jnp.dtype(dtype)
     backbone = BACKBONES[m.backbone.name]
-    common = {"decay": m.batch_norm_decay, "dtype": dtype}
+    common = {"bn": BatchNorm(m.batch_norm_decay, m.batch_norm_epsilon), "dtype": dtype}
     context = None
     if m.context != "identity" or m.upsampler == "none" or guidance.tokens:
         context = CONTEXTS[m.context](
@@ -34,12 +35,22 @@ def build_model(model_config: ConfigDict, num_classes: int, dtype: Any) -> Segme
             context_channels=m.context_channels,
             query_channels=m.query_channels,
             wide_channels=m.wide_channels,
+            num_classes=num_classes,
+            output_stride=m.backbone.output_stride,
+            geometry=m.geometry,
             scale_attention=m.scale_context_attention,
             **common,
         )
     mean, std = backbone.normalization
     return Segmenter(
-        backbone=backbone.build(m.backbone.output_stride, m.backbone.multi_grid, **common),
+        backbone=backbone.build(
+            output_stride=m.backbone.output_stride,
+            multi_grid=m.backbone.multi_grid,
+            drop_path=backbone.drop_path if m.backbone.drop_path < 0 else m.backbone.drop_path,
+            scan_blocks=m.backbone.scan_blocks,
+            decay=m.batch_norm_decay,
+            dtype=dtype,
+        ),
         context=context,
         upsampler=UPSAMPLERS[m.upsampler](
             channels=m.channels, output_stride=m.output_stride, geometry=m.geometry, **common

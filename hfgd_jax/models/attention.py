@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hfgd_jax.models.layers import Conv, ConvNormRelu, linear_init
+from hfgd_jax.models.layers import BatchNorm, Conv, ConvNormRelu, linear_init
 
 
 class AxialAttention(nn.Module):
@@ -21,13 +21,13 @@ class AxialAttention(nn.Module):
     Attributes:
         channels: of the input, the projections and the output.
         heads: divides `channels`.
-        decay: of the batch normalisation.
+        bn: decay and epsilon of the batch normalisation.
         dtype: of the computation and the result.
     """
 
     channels: int = 256
     heads: int = 4
-    decay: float = 0.9997
+    bn: BatchNorm = BatchNorm()
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -35,7 +35,7 @@ class AxialAttention(nn.Module):
         x = x.astype(self.dtype)
         x = x + self._along_width(x.swapaxes(1, 2), "height", train).swapaxes(1, 2)
         x = x + self._along_width(x, "width", train)
-        return ConvNormRelu(self.channels, 1, self.decay, self.dtype, name="out")(x, train)
+        return ConvNormRelu(self.channels, 1, self.bn, self.dtype, name="out")(x, train)
 
     def _along_width(self, x: Float[Array, "b h w c"], name: str, train: bool) -> Float[Array, "b h w c"]:
         """Every row of pixels attends within itself."""

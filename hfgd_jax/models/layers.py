@@ -5,7 +5,7 @@ Parameters and running statistics are float32 whatever the compute dtype.
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,6 @@ from jaxtyping import Array, Float
 
 he_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")  # before a ReLU
 linear_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-DECODER_EPSILON = 1e-3
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -101,12 +100,22 @@ class Conv(nn.Module):
         return y
 
 
-def batch_norm(train: bool, *, decay: float, epsilon: float, dtype: Any, name: str) -> nn.BatchNorm:
+class BatchNorm(NamedTuple):
+    """How a part of the model normalises: `decay` of the running statistics, and `epsilon`.
+
+    The decoder's epsilon is the paper's setting (spec 2); a backbone has its source's.
+    """
+
+    decay: float = 0.9997
+    epsilon: float = 1e-3
+
+
+def batch_norm(train: bool, bn: BatchNorm, *, dtype: Any, name: str) -> nn.BatchNorm:
     """Batch normalisation whose statistics are float32 and, under jit, those of the global batch."""
     return nn.BatchNorm(
         use_running_average=not train,
-        momentum=decay,
-        epsilon=epsilon,
+        momentum=bn.decay,
+        epsilon=bn.epsilon,
         dtype=dtype,
         force_float32_reductions=True,
         name=name,
@@ -131,21 +140,22 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
 
 
 class ConvNormRelu(nn.Module):
-    """`Conv` without bias, batch normalisation (the decoder's eps, 1e-3) and ReLU.
+    """`Conv` without bias, batch normalisation and ReLU.
 
     Attributes:
-        features, kernel_size: of the convolution.
-        decay: of the running statistics.
+        features, kernel_size, dilation: of the convolution.
+        bn: decay and epsilon of the batch normalisation.
         dtype: of the computation and the result.
     """
 
     features: int
     kernel_size: int = 3
-    decay: float = 0.9997
+    bn: BatchNorm = BatchNorm()
     dtype: Any = jnp.float32
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w features"]:
-        x = Conv(self.features, self.kernel_size, dtype=self.dtype, name="conv")(x)
-        x = batch_norm(train, decay=self.decay, epsilon=DECODER_EPSILON, dtype=self.dtype, name="norm")(x)
+        x = Conv(self.features, self.kernel_size, dilation=self.dilation, dtype=self.dtype, name="conv")(x)
+        x = batch_norm(train, self.bn, dtype=self.dtype, name="norm")(x)
         return nn.relu(x)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from hfgd_jax.models.context.identity import Identity
 from hfgd_jax.models.guidance import ClassTokens, classify
+from hfgd_jax.models.layers import BatchNorm
 
 
 class Probe(nn.Module):
@@ -16,14 +17,14 @@ class Probe(nn.Module):
     Attributes:
         channels, context_channels: of the FCN head.
         num_classes: of the classifier.
-        decay: of the batch normalisation.
+        bn: decay and epsilon of the batch normalisation.
         dtype: of the computation; logits are float32.
     """
 
     channels: int
     context_channels: int
     num_classes: int
-    decay: float = 0.9997
+    bn: BatchNorm = BatchNorm()
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -31,7 +32,7 @@ class Probe(nn.Module):
         head = Identity(
             channels=self.channels,
             context_channels=self.context_channels,
-            decay=self.decay,
+            bn=self.bn,
             dtype=self.dtype,
             name="head",
         )

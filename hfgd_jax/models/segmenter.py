@@ -27,6 +27,7 @@ class Outputs:
         guide_logits: of the guide branch, at the stride of the backbone's last feature.
         probe_logits: of the auxiliary FCN, at the same stride.
         car_features: what the CAR losses regularise, at the same stride.
+        region_logits: of OCR's soft object regions, at the same stride.
             All but `logits` exist in training only, and are None where the model has no such part.
     """
 
@@ -34,6 +35,7 @@ class Outputs:
     guide_logits: Float[Array, "b i j k"] | None = None
     probe_logits: Float[Array, "b i j k"] | None = None
     car_features: Float[Array, "b i j c"] | None = None
+    region_logits: Float[Array, "b i j k"] | None = None
 
 
 class Segmenter(nn.Module):
@@ -78,9 +80,9 @@ class Segmenter(nn.Module):
             and CAR features computed. Without it, only the prediction is.
         """
         pyramid = dict(self.backbone(self._on_grid(images), train))
-        f32, high, car_features = pyramid[32], None, None
+        f32, high, car_features, region_logits = pyramid[32], None, None, None
         if self.context is not None:
-            high, car_features = self.context(f32, train)
+            high, car_features, region_logits = self.context(f32, train)
             pyramid[32] = high
 
         low = self.upsampler(stop_gradient(pyramid) if self.protect else pyramid, train)
@@ -100,6 +102,7 @@ class Segmenter(nn.Module):
             guide_logits=classify(high, tokens) if self.share_tokens else None,
             probe_logits=probe_logits,
             car_features=None if car_features is None else car_features.astype(jnp.float32),
+            region_logits=region_logits,
         )
 
     def _on_grid(self, images: Any) -> Float[Array, "b h w 3"]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hfgd_jax.models.attention import AxialAttention, SelfAttention
-from hfgd_jax.models.layers import max_pool
+from hfgd_jax.models.layers import BatchNorm, max_pool
 
 
 def softmax(x):
@@ -52,7 +52,7 @@ def test_axial_attention_equals_naive(axial):
 def test_axial_attention_is_the_same_in_training(axial):
     """Where attention is computed again for the gradient: with the batch's statistics, the same output."""
     _, variables, x = axial
-    module = AxialAttention(8, 2, decay=0.0)
+    module = AxialAttention(8, 2, BatchNorm(decay=0.0))
     y, statistics = module.apply(variables, x, True, mutable=["batch_stats"])
     np.testing.assert_allclose(y, module.apply({**variables, **statistics}, x, False), atol=1e-5)
 

@@ -88,7 +88,7 @@ def numpy_resnet(w, name, x):
 
 def imported(name, weights, folder, **kwargs):
     """The network and its variables, by way of a file."""
-    network = BACKBONES[name].build(kwargs.pop("output_stride", 32), kwargs.pop("multi_grid", False))
+    network = BACKBONES[name].build(**kwargs)
     images = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, False), images)
     variables = {
@@ -159,7 +159,7 @@ def test_dilated_features_are_the_undilated_ones_in_between(name, strides, tmp_p
     network, variables, _ = imported(name, weights, tmp_path)
     plain = apply(network, variables)
     for output_stride in strides:
-        dilated = apply(BACKBONES[name].build(output_stride, False), variables)
+        dilated = apply(BACKBONES[name].build(output_stride=output_stride), variables)
         for level in (16, 32):
             step = level // min(level, output_stride)
             side = 96 // min(level, output_stride) + 1

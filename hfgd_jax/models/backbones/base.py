@@ -1,37 +1,75 @@
 """What every backbone offers to the rest of the system."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 
+Layout = Literal["plain", "conv", "linear", "channel_scale", "position_bias"]
+
 
 class WeightTarget(NamedTuple):
-    """Where a tensor of a weight file goes, within the backbone.
+    """Where a tensor of a weight file goes, within the backbone (or the model), and in which layout it comes.
 
-    `collection` is `params` or `batch_stats`; `path` the keys below the backbone. A `kernel` of a
-    convolution comes as `[out, in, k, k]`; everything else has its target's shape.
+    Attributes:
+        collection: `params` or `batch_stats`.
+        path: the keys below the backbone.
+        layout: of the tensor in the file, against the leaf here:
+            `plain`: the same shape;
+            `conv`: `[out, in, k, k]` for `[k, k, in, out]`, or `[out, in, 1, 1]` for `[in, out]`;
+            `linear`: `[out, in]` for `[in, out]`;
+            `channel_scale`: `[c, 1, 1]` for `[c]`;
+            `position_bias`: `[(2w - 1)^2, heads]`, the same here, resized where the window w differs.
+        part: `(i, n)`: the tensor is the i-th of n equal parts of the leaf along its last axis (a fused
+            query-key-value).
     """
 
     collection: str
     path: tuple[str, ...]
+    layout: Layout = "plain"
+    part: tuple[int, int] = (0, 1)
+
+
+class Naming(NamedTuple):
+    """How one project names the tensors of a network; read forwards to import, backwards to export.
+
+    Attributes:
+        name: `timm`, `torchvision` or `transformers`.
+        targets: every tensor that has a place here, by its name without prefix.
+        left_out: `(name without prefix) -> bool`, whether a tensor has no use here by design (the
+            classifier, torch's batch counters, index buffers).
+        prefixes: what files of this naming put before all names of the backbone, the exported one first.
+        optional: names that a file may lack, all of them together (norms of the pyramid's levels, which
+            only segmentation models have); they then start fresh.
+    """
+
+    name: str
+    targets: dict[str, WeightTarget]
+    left_out: Callable[[str], bool]
+    prefixes: tuple[str, ...] = ("",)
+    optional: frozenset[str] = frozenset()
 
 
 class Backbone(NamedTuple):
     """A registry entry.
 
     Attributes:
-        build: `(output_stride, multi_grid, decay, dtype) -> nn.Module`, whose call takes normalised images
-            `[B, H, W, 3]` and `train`, and gives the pyramid `{4, 8, 16, 32: [B, h, w, c]}`. Keys name the
-            level; dilation changes the spatial stride, not the key.
+        build: `(output_stride=, multi_grid=, drop_path=, scan_blocks=, decay=, dtype=) -> nn.Module`, all by
+            keyword, whose call takes normalised images `[B, H, W, 3]` of any size and `train`, and gives the
+            pyramid `{4, 8, 16, 32: [B, h, w, c]}`. Keys name the level; dilation changes the spatial stride,
+            not the key. `config.validate` refuses what a family does not have; its `build` ignores it.
         channels: of each level.
         normalization: mean and standard deviation of RGB 0-255 that the weights expect.
-        weight_targets: every tensor of a source file by its name there, and where it goes.
-        left_out: `(name) -> bool`, whether a source tensor has no use here by design (its classifier).
+        namings: `() -> ` the namings that files of its weights come in, the exported default first.
+        drop_path: stochastic depth's rate in the source's segmentation settings.
     """
 
     build: Callable[..., nn.Module]
     channels: dict[int, int]
     normalization: tuple[tuple[float, ...], tuple[float, ...]]
-    weight_targets: Callable[[], dict[str, WeightTarget]]
-    left_out: Callable[[str], bool]
+    namings: Callable[[], tuple[Naming, ...]]
+    drop_path: float = 0.0
+
+
+# RGB 0-255 of ImageNet, which every network here was trained with.
+IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

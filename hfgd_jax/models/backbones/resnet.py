@@ -10,11 +10,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hfgd_jax.models.backbones.base import Backbone, WeightTarget
-from hfgd_jax.models.layers import Conv, batch_norm, max_pool
+from hfgd_jax.models.backbones.base import IMAGENET, Backbone, Naming, WeightTarget
+from hfgd_jax.models.layers import BatchNorm, Conv, batch_norm, max_pool
 
 EPSILON = 1e-5
-NORMALIZATION = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 STAGE_CHANNELS = (64, 128, 256, 512)
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 MULTI_GRID = (1, 2, 4)
@@ -33,13 +32,13 @@ class Block(nn.Module):
     bottleneck: bool
     stride: int
     dilations: tuple[int, ...]
-    decay: float
+    bn: BatchNorm
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b H W d"]:
         conv = partial(Conv, kernel_init=he_fan_out, dtype=self.dtype)
-        norm = partial(batch_norm, train, decay=self.decay, epsilon=EPSILON, dtype=self.dtype)
+        norm = partial(batch_norm, train, self.bn, dtype=self.dtype)
         f, out = self.features, self.features * (4 if self.bottleneck else 1)
         if self.bottleneck:
             y = nn.relu(norm(name="bn1")(conv(f, 1, name="conv1")(x)))
@@ -80,7 +79,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b h w c"]]:
         x = Conv(64, 7, 2, kernel_init=he_fan_out, dtype=self.dtype, name="conv1")(images)
-        x = batch_norm(train, decay=self.decay, epsilon=EPSILON, dtype=self.dtype, name="bn1")(x)
+        x = batch_norm(train, BatchNorm(self.decay, EPSILON), dtype=self.dtype, name="bn1")(x)
         x = max_pool(nn.relu(x))
         pyramid = {}
         for stage, blocks in enumerate(self._plan()):
@@ -90,7 +89,7 @@ class ResNet(nn.Module):
                     is_bottleneck(self.variant),
                     stride,
                     dilations,
-                    self.decay,
+                    BatchNorm(self.decay, EPSILON),
                     self.dtype,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
@@ -121,7 +120,7 @@ def channels(name: str) -> dict[int, int]:
     return {4 << i: c * (4 if is_bottleneck(name) else 1) for i, c in enumerate(STAGE_CHANNELS)}
 
 
-def weight_targets(name: str) -> dict[str, WeightTarget]:
+def torchvision_targets(name: str) -> dict[str, WeightTarget]:
     """torchvision's name of every tensor of the network, and where it goes."""
     bottleneck = is_bottleneck(name)
     table = _conv_and_norm("conv1", "bn1", ("conv1",), ("bn1",))
@@ -151,7 +150,7 @@ def _conv_and_norm(
     conv: str, norm: str, conv_path: tuple[str, ...], norm_path: tuple[str, ...]
 ) -> dict[str, WeightTarget]:
     return {
-        f"{conv}.weight": WeightTarget("params", (*conv_path, "kernel")),
+        f"{conv}.weight": WeightTarget("params", (*conv_path, "kernel"), "conv"),
         f"{norm}.weight": WeightTarget("params", (*norm_path, "scale")),
         f"{norm}.bias": WeightTarget("params", (*norm_path, "bias")),
         f"{norm}.running_mean": WeightTarget("batch_stats", (*norm_path, "mean")),
@@ -159,12 +158,32 @@ def _conv_and_norm(
     }
 
 
+def namings(name: str) -> tuple[Naming, ...]:
+    """The names that its weight files come in; timm's are torchvision's."""
+    targets = torchvision_targets(name)
+    return tuple(Naming(source, targets, left_out) for source in ("timm", "torchvision"))
+
+
+def build(
+    name: str,
+    *,
+    output_stride: int = 32,
+    multi_grid: bool = False,
+    drop_path: float = 0.0,
+    scan_blocks: bool = False,
+    decay: float = 0.9997,
+    dtype: Any = jnp.float32,
+) -> ResNet:
+    """The network of a key of `DEPTHS`; ResNets have no stochastic depth and are not scanned."""
+    del drop_path, scan_blocks
+    return ResNet(name, output_stride, multi_grid, decay, dtype)
+
+
 def entry(name: str) -> Backbone:
     """The registry entry of a key of `DEPTHS`."""
     return Backbone(
-        build=partial(ResNet, name),
+        build=partial(build, name),
         channels=channels(name),
-        normalization=NORMALIZATION,
-        weight_targets=partial(weight_targets, name),
-        left_out=left_out,
+        normalization=IMAGENET,
+        namings=partial(namings, name),
     )

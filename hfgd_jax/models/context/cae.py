@@ -16,6 +16,6 @@ class ContextAugmentedEncoder(ContextEncoder):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Encoded:
-        x = ConvNormRelu(self.wide_channels, 1, self.decay, self.dtype, name="wide")(x, train)
-        x = ConvNormRelu(self.context_channels, 1, self.decay, self.dtype, name="narrow")(x, train)
+        x = ConvNormRelu(self.wide_channels, 1, self.bn, self.dtype, name="wide")(x, train)
+        x = ConvNormRelu(self.context_channels, 1, self.bn, self.dtype, name="narrow")(x, train)
         return attend_and_project(self, x, train, car=True)

@@ -19,7 +19,7 @@ class SelfAttentionEncoder(ContextEncoder):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Encoded:
-        x = ConvNormRelu(self.context_channels, 3, self.decay, self.dtype, name="conv")(x, train)
+        x = ConvNormRelu(self.context_channels, 3, self.bn, self.dtype, name="conv")(x, train)
         return attend_and_project(self, x, train, car=self.car)
 
 
@@ -46,5 +46,5 @@ def attend_and_project(
             name="car_linear",
             parent=encoder,
         )(x)
-    out = ConvNormRelu(encoder.channels, 1, encoder.decay, encoder.dtype, name="out", parent=encoder)
+    out = ConvNormRelu(encoder.channels, 1, encoder.bn, encoder.dtype, name="out", parent=encoder)
     return Encoded(out(x, train), features)

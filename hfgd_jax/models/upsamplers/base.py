@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hfgd_jax.geometry import Geometry
+from hfgd_jax.models.layers import BatchNorm
 
 
 class Upsampler(nn.Module):
@@ -17,12 +18,12 @@ class Upsampler(nn.Module):
         channels: of the low feature.
         output_stride: of the low feature.
         geometry: how maps are resized.
-        decay: of the batch normalisation.
+        bn: decay and epsilon of the batch normalisation.
         dtype: of the computation.
     """
 
     channels: int = 256
     output_stride: int = 4
     geometry: Geometry = "align_corners"
-    decay: float = 0.9997
+    bn: BatchNorm = BatchNorm()
     dtype: Any = jnp.float32

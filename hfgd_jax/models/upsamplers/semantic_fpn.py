@@ -70,4 +70,4 @@ class SemanticFPN(Upsampler):
         return x
 
     def _conv(self, kernel_size: int, name: str) -> ConvNormRelu:
-        return ConvNormRelu(self.channels, kernel_size, self.decay, self.dtype, name=name)
+        return ConvNormRelu(self.channels, kernel_size, self.bn, self.dtype, name=name)
