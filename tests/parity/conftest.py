@@ -21,7 +21,8 @@ def _import_torchvision() -> None:
         import torchvision
     except RuntimeError:
         library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define(
             "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
             "int sampling_ratio, bool aligned) -> Tensor"
