@@ -81,7 +81,8 @@ def default() -> ConfigDict:
             "scale_context_attention": False,  # reading: SA and CAE logits are not divided by sqrt(d)
             "attention_heads": 4,  # reading: heads of the axial attention
             "guidance": {
-                "tokens": False,  # share the class tokens, frozen for the upsampler
+                "tokens": False,  # share the class tokens with the guide branch, which trains them
+                "stop_gradient": True,  # the shared tokens are frozen for the upsampler
                 "protect": False,  # stop the upsampler's gradient at the backbone and context encoder
                 "axial_attention": False,
                 "probe": False,  # auxiliary FCN on the high-level feature (paper, Sec. 5.1)
@@ -329,6 +330,11 @@ def _check_guidance(model: ConfigDict) -> None:
                 raise UserError(
                     f"config.model.guidance.{key}=True: needs an upsampler, but config.model.upsampler='none'"
                 )
+    if not guidance.stop_gradient and not guidance.tokens:
+        raise UserError(
+            "config.model.guidance.stop_gradient=False: needs guidance.tokens=True; "
+            "an upsampler's own tokens are never frozen"
+        )
     if guidance.tokens and guidance.probe:
         raise UserError(
             "config.model.guidance.probe=True: the guide branch (guidance.tokens=True) already is one; "

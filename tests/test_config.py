@@ -26,7 +26,7 @@ def test_a_method_leaves_nothing_of_the_one_before():
     assert configuration.differences(config, expected) == []
     assert config.model.backbone.output_stride == 32
     configuration.set_method(config, "fcn")
-    assert not any(config.model.guidance.values())
+    assert config.model.guidance == configuration.default().model.guidance
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,7 @@ def test_a_method_leaves_nothing_of_the_one_before():
         ("model.backbone.name", "vgg", "config.model.backbone.name='vgg'"),
         ("model.output_stride", 3, "config.model.output_stride"),
         ("model.attention_heads", 7, "must divide config.model.channels=256"),
+        ("model.guidance.stop_gradient", False, "stop_gradient=False: needs guidance.tokens=True"),
         ("data.crop", (513,), "config.data.crop=(513,): want two numbers"),
         ("data.crop", (5, 513), "config.data.crop height=5"),
         ("data.scale_range", (2.0, 0.5), "config.data.scale_range=(2.0, 0.5)"),

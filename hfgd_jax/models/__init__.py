@@ -61,6 +61,7 @@ def build_model(model_config: ConfigDict, num_classes: int, dtype: Any) -> Segme
         class_tokens=ClassTokens(m.channels, num_classes),
         probe=Probe(m.channels, m.context_channels, num_classes, **common) if guidance.probe else None,
         share_tokens=guidance.tokens,
+        freeze_tokens=guidance.stop_gradient,
         protect=guidance.protect,
         probe_stop_gradient=guidance.probe_stop_gradient,
         geometry=m.geometry,

@@ -53,7 +53,8 @@ class Segmenter(nn.Module):
         class_tokens: the classifier of the prediction, and of the guide branch where there is one.
         probe: the auxiliary FCN on f32, with its own head and classifier (reading: it measures the
             backbone's own feature, whatever the context); None for none.
-        share_tokens: guidance: the tokens are trained by the guide branch alone, frozen for the upsampler.
+        share_tokens: guidance: the guide branch trains the tokens, the upsampler borrows them.
+        freeze_tokens: the upsampler's loss stops at borrowed tokens (False: paper, Sec. 5.2, 48.50).
         protect: the upsampler's loss stops at the pyramid.
         probe_stop_gradient: the probe's loss stops at the backbone.
         geometry: of the grid that images are padded to.
@@ -67,6 +68,7 @@ class Segmenter(nn.Module):
     class_tokens: nn.Module
     probe: nn.Module | None
     share_tokens: bool
+    freeze_tokens: bool
     protect: bool
     probe_stop_gradient: bool
     geometry: Geometry
@@ -90,7 +92,8 @@ class Segmenter(nn.Module):
             low = self.axial_attention(low, train)
 
         tokens = self.class_tokens()
-        logits = classify(low, stop_gradient(tokens) if self.share_tokens else tokens)
+        frozen = self.share_tokens and self.freeze_tokens
+        logits = classify(low, stop_gradient(tokens) if frozen else tokens)
         if not train and not self.is_initializing():
             return Outputs(logits)
 

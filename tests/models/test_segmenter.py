@@ -128,3 +128,29 @@ def test_batch_statistics_follow_the_configured_decay(model_tools):
     old, new = variables["batch_stats"]["backbone"]["bn1"], update(variables)
     for name, batch in (("mean", stem.mean((0, 1, 2))), ("var", stem.var((0, 1, 2)))):
         np.testing.assert_allclose(new[name], 0.75 * old[name] + 0.25 * batch, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("protect", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_stop_gradients_of_the_shared_tokens_and_of_the_pyramid(frozen, protect, model_tools, light_backbone):
+    """Each stops the student at its own place, and the teacher nowhere (paper, Sec. 5.2)."""
+    switches = {"guidance__stop_gradient": frozen, "guidance__protect": protect}
+    config = model_tools.config("hfgd", channels=8, context_channels=12, wide_channels=16, **switches)
+    model, variables = model_tools.build(config.model)
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (2, 65, 65, 3)).astype(np.uint8)
+    labels = rng.integers(0, 5, (2, 65, 65)).astype(np.uint8)
+
+    def losses(params):
+        outputs, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+        parts = total_loss(outputs, labels, config.loss, num_classes=5, geometry="align_corners")[1]
+        return parts["student"], parts["teacher"]
+
+    _, pull = jax.vjp(losses, variables["params"])
+    for loss, untouched in (
+        ((1.0, 0.0), {*["class_tokens"] * frozen, *["backbone", "context"] * protect}),
+        ((0.0, 1.0), {"upsampler", "axial_attention"}),
+    ):
+        (gradient,) = pull(tuple(map(jnp.float32, loss)))
+        reached = {name for name, tree in gradient.items() if any(jnp.any(x) for x in jax.tree.leaves(tree))}
+        assert reached == set(gradient) - untouched
