@@ -13,12 +13,13 @@ READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 TEST = JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax \
 	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=1 $(PY) -m pytest
 
-.PHONY: help venv demo demo-compare test slow lint format
+.PHONY: help venv demo demo-compare test parity slow lint format
 
 help:
 	@echo "make demo          train, evaluate and predict on an embedded data set, in minutes on two cores"
 	@echo "make demo-compare  the same budget without HFGD, and both scores side by side"
 	@echo "make test          the tests"
+	@echo "make parity        the comparisons with torch, torchvision, timm and transformers (installs them)"
 	@echo "make slow          the long proofs"
 	@echo "make lint          what a commit must pass"
 	@echo "make format        formats the code"
@@ -48,10 +49,17 @@ demo-compare: demo
 	@$(PY) -m hfgd_jax.tools.scores --workdirs runs/demo,runs/demo-fcn
 
 test: $(READY)
-	$(TEST) -n $(WORKERS) --dist loadfile
+	$(TEST) -n $(WORKERS) --dist loadfile --ignore tests/parity
+
+$(VENV)/.ready-parity: $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[parity]"
+	@touch $@
+
+parity: $(VENV)/.ready-parity
+	$(TEST) tests/parity
 
 slow: $(READY)
-	$(TEST) -m slow
+	$(TEST) -m slow --ignore tests/parity
 
 lint: $(READY)
 	$(PY) -m ruff check .

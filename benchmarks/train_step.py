@@ -6,13 +6,12 @@ Prints one JSON line: machine, versions, config, compile seconds, median step se
 """
 
 import json
-import platform
 import statistics
 import time
 
-import flax
 import jax
 import numpy as np
+import report
 from absl import flags
 from ml_collections import config_flags
 
@@ -49,14 +48,7 @@ def main(_: list[str]) -> None:
             seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds)
     result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "devices": f"{system.mesh.size} x {jax.devices()[0].device_kind}",
-        "host": f"{platform.machine()}, Python {platform.python_version()}",
-        "versions": {"jax": jax.__version__, "flax": flax.__version__},
-        "config": flags.FLAGS["config"].config_filename,
-        "model": config.model.to_dict(),
-        "batch": list(shape),
-        "dtype": config.train.dtype,
+        **report.circumstances(system),
         "compile_seconds": round(compiled, 2),
         "step_seconds": {"median": median, "min": min(seconds), "max": max(seconds), "steps": len(seconds)},
         "images_per_second": config.train.batch_size / median,

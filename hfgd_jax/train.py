@@ -28,17 +28,12 @@ RESUMABLE = ("data.data_dir", "data.threads", "data.workers", "data.prefetch", "
 RESUMABLE_GROUPS = ("eval.", "checkpoint.", "mesh.", "train.log_every")
 
 
-def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """The pure function `(state, batch) -> (state, metrics)` of one optimizer step.
+def make_gradient(system: System) -> Callable[..., tuple[Any, tuple[dict, Any]]]:
+    """`(params, batch_stats, image, label, valid_pixels, key) -> (gradient, (parts, batch_stats))`.
 
-    The batch (`image` uint8 `[B, H, W, 3]`, `label` uint8 `[B, H, W]`) is cut into `train.accumulate`
-    micro-batches; batch norm and CAR see one micro-batch at a time, the cross-entropies are divided by the
-    valid pixels of the whole. Metrics are float32 scalars: `loss`, its unweighted parts, `learning_rate`,
-    `gradient_norm`.
+    `parts` are the unweighted losses and their weighted sum, `loss`.
     """
     config, model = system.config, system.model
-    rate = optim.learning_rate(config.optim, config.train.steps)
-    pieces = config.train.accumulate
 
     def loss_fn(params, batch_stats, image, label, valid_pixels, key):
         outputs, updates = model.apply(
@@ -58,33 +53,38 @@ def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainS
         )
         return loss, (parts | {"loss": loss}, updates["batch_stats"])
 
-    gradient = jax.grad(loss_fn, has_aux=True)
+    return jax.grad(loss_fn, has_aux=True)
+
+
+def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """The pure function `(state, batch) -> (state, metrics)` of one optimizer step.
+
+    The batch (`image` uint8 `[B, H, W, 3]`, `label` uint8 `[B, H, W]`) is cut into `train.accumulate`
+    micro-batches; batch norm and CAR see one micro-batch at a time, the cross-entropies are divided by the
+    valid pixels of the whole. Metrics are float32 scalars: `loss`, its unweighted parts, `learning_rate`,
+    `gradient_norm`.
+    """
+    rate = optim.learning_rate(system.config.optim, system.config.train.steps)
+    pieces, gradient = system.config.train.accumulate, make_gradient(system)
+
+    def accumulated(params, batch_stats, image, label, valid, key):
+        def piece(batch_stats, inputs):
+            image, label, key = inputs
+            grads, (parts, batch_stats) = gradient(params, batch_stats, image, label, valid / pieces, key)
+            return batch_stats, (grads, parts)
+
+        # The rows of a piece lie `pieces` apart, so that each device keeps its share of every piece.
+        image, label = (jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0) for x in (image, label))
+        batch_stats, stacked = jax.lax.scan(piece, batch_stats, (image, label, jax.random.split(key, pieces)))
+        grads, parts = jax.tree.map(lambda x: jnp.mean(x, 0), stacked)
+        return grads, (parts, batch_stats)
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(state.rng, state.step)
         valid = jnp.maximum(jnp.sum(batch["label"] != 255), 1).astype(jnp.float32)
-        if pieces == 1:
-            grads, (parts, batch_stats) = gradient(
-                state.params, state.batch_stats, batch["image"], batch["label"], valid, key
-            )
-        else:
-
-            def piece(batch_stats, inputs):
-                image, label, key = inputs
-                grads, (parts, batch_stats) = gradient(
-                    state.params, batch_stats, image, label, valid / pieces, key
-                )
-                return batch_stats, (grads, parts)
-
-            # The rows of a piece lie `pieces` apart, so that each device keeps its share of every piece.
-            image, label = (
-                jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0)
-                for x in (batch["image"], batch["label"])
-            )
-            batch_stats, stacked = jax.lax.scan(
-                piece, state.batch_stats, (image, label, jax.random.split(key, pieces))
-            )
-            grads, parts = jax.tree.map(lambda x: jnp.mean(x, 0), stacked)
+        grads, (parts, batch_stats) = (gradient if pieces == 1 else accumulated)(
+            state.params, state.batch_stats, batch["image"], batch["label"], valid, key
+        )
         updates, opt_state = system.optimizer.update(grads, state.opt_state, state.params)
         parts |= {"learning_rate": rate(state.step), "gradient_norm": optax.tree.norm(grads)}
         new = state.replace(
@@ -324,11 +324,15 @@ class Loop:
             self.log.say(f"finished at step {self.step}: {self.workdir}")
 
 
-def compile_step(system: System, state: TrainState, batch: dict[str, jax.Array]) -> jax.stages.Compiled:
-    """The training step compiled for these shapes and places; it takes the state's memory for the new one."""
+def jit_step(system: System) -> Any:
+    """The training step, not yet compiled; it takes the state's memory for the new one."""
     out = (sharding.replicated(system.mesh), None)
-    step = jax.jit(make_train_step(system), donate_argnums=0, out_shardings=out)
-    return step.lower(state, batch).compile()
+    return jax.jit(make_train_step(system), donate_argnums=0, out_shardings=out)
+
+
+def compile_step(system: System, state: TrainState, batch: dict[str, jax.Array]) -> jax.stages.Compiled:
+    """The training step compiled for these shapes and places."""
+    return jit_step(system).lower(state, batch).compile()
 
 
 def check_memory(compiled: Any, config: ConfigDict, mesh: Mesh) -> int:

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hfgd_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-TARGETS = ("demo", "demo-compare", "test", "slow", "lint", "format")
+TARGETS = ("demo", "demo-compare", "test", "parity", "slow", "lint", "format")
 
 # Where the name to import is not the name to install.
 DISTRIBUTIONS = {
@@ -44,7 +44,7 @@ def _project():
 @functools.cache
 def _asked():
     extras = _project()["optional-dependencies"]
-    return [Requirement(line) for line in _lines("requirements.txt") + extras["dev"]]
+    return [Requirement(line) for line in _lines("requirements.txt") + extras["dev"] + extras["parity"]]
 
 
 @functools.cache
@@ -133,7 +133,7 @@ def test_ci_runs_the_users_commands():
     assert os.access(script, os.X_OK)
     lines = script.read_text().splitlines()
     assert lines[0].endswith("bash") and "set -euo pipefail" in lines
-    assert {"make test", "make lint"} <= set(lines)
+    assert {"make test", "make parity", "make lint"} <= set(lines)
 
 
 def test_readme_names_commands_that_exist():

@@ -1,0 +1,61 @@
+"""How long does a training step take to compile? Nothing is allocated or run.
+
+    python benchmarks/compile_time.py --config configs/paper.py:table10/hfgd --config.train.batch_size=2
+
+With `--config.model.backbone.scan_blocks=True` the backbone's repeated blocks compile once. Prints one JSON
+line: machine, versions, config, seconds of tracing, lowering and compiling, size of the program, GiB.
+"""
+
+import itertools
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import report
+from absl import flags
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import config_flags
+
+from hfgd_jax import cli, sharding, train
+from hfgd_jax.system import build, make_init
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
+flags.mark_flags_as_required(["config"])
+
+
+def main(_: list[str]) -> None:
+    """Times what stands between a config and its first step."""
+    config = _CONFIG.value
+    system = build(config)
+    whole = sharding.replicated(system.mesh)
+    rows = NamedSharding(system.mesh, PartitionSpec("data"))
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        jax.eval_shape(make_init(system), jax.random.PRNGKey(0)),
+    )
+    shape = (config.train.batch_size, *config.data.crop)
+    batch = {
+        "image": jax.ShapeDtypeStruct((*shape, 3), jnp.uint8, sharding=rows),
+        "label": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=rows),
+    }
+    times = [time.perf_counter()]
+    traced = train.jit_step(system).trace(state, batch)
+    times.append(time.perf_counter())
+    lowered = traced.lower()
+    times.append(time.perf_counter())
+    compiled = lowered.compile()
+    times.append(time.perf_counter())
+    spans = [round(after - before, 2) for before, after in itertools.pairwise(times)]
+    memory = compiled.memory_analysis()
+    result = {
+        **report.circumstances(system),
+        "seconds": dict(zip(("trace", "lower", "compile"), spans, strict=True)),
+        "program_lines": lowered.as_text().count("\n"),
+        "temporary_gib": round(memory.temp_size_in_bytes / 2**30, 2) if memory else None,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    cli.run(main)
