@@ -81,7 +81,8 @@ def test_the_sources_are_seen():
 def test_errors_and_geometry_stand_at_the_bottom():
     _allow("errors")
     _allow("geometry", "errors")
-    _allow("config", "errors")
+    _allow("config", "config_checks", "errors")
+    _allow("config_checks", "errors")
 
 
 @pytest.mark.parametrize("room", ["models", "losses"])

@@ -1,0 +1,163 @@
+"""What a configuration may hold: the names there are, the ranges, and which choices go together."""
+
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from hfgd_jax.errors import UserError
+
+# Names that the registries in models/ must offer, in the paper's words (a test compares them).
+RESNETS = ("resnet18", "resnet50", "resnet101", "resnet50d", "resnet101d")
+CONVNEXTS = ("convnext_a", "convnext_t", "convnext_s", "convnext_b", "convnext_l")
+SWINS = ("swin_t", "swin_s", "swin_b", "swin_l")
+BACKBONES = (*RESNETS, *CONVNEXTS, *SWINS)
+CONTEXTS = ("identity", "aspp", "ppm", "ocr", "sa", "sa_car", "cae")
+UPSAMPLERS = ("none", "sfpn", "u_sfpn", "fapn", "upernet", "deeplabv3plus")
+GEOMETRIES = ("align_corners", "half_pixel")
+PHOTOMETRICS = ("none", "plain", "advanced")
+DTYPES = ("bfloat16", "float32")
+OPTIMIZERS = ("sgd", "adamw")
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every choice and range, and choices against each other.
+
+    Raises:
+        UserError: naming the field, its value and what is possible.
+    """
+    model, data, train = config.model, config.data, config.train
+    one_of("config.model.backbone.name", model.backbone.name, BACKBONES)
+    one_of("config.model.backbone.output_stride", model.backbone.output_stride, (8, 16, 32))
+    one_of("config.model.context", model.context, CONTEXTS)
+    one_of("config.model.upsampler", model.upsampler, UPSAMPLERS)
+    one_of("config.model.geometry", model.geometry, GEOMETRIES)
+    one_of("config.data.photometric", data.photometric, PHOTOMETRICS)
+    one_of("config.train.dtype", train.dtype, DTYPES)
+    one_of("config.optim.name", config.optim.name, OPTIMIZERS)
+    _check_backbone(model)
+    strides = {"none": (model.backbone.output_stride,), "u_sfpn": (4, 2)}.get(model.upsampler, (4,))
+    one_of(f"config.model.output_stride (with upsampler={model.upsampler!r})", model.output_stride, strides)
+    _check_guidance(model)
+    for key in ("channels", "context_channels", "query_channels", "wide_channels", "attention_heads"):
+        _in_range(f"config.model.{key}", model[key], 1, 65_536)
+    if model.channels % model.attention_heads:
+        raise UserError(
+            f"config.model.attention_heads={model.attention_heads}: must divide "
+            f"config.model.channels={model.channels}"
+        )
+    _in_range("config.model.batch_norm_decay", model.batch_norm_decay, 0.0, 1.0)
+    _in_range("config.model.batch_norm_epsilon", model.batch_norm_epsilon, 0.0, 1.0)
+    _check_data(data)
+    _check_run(config)
+
+
+def geometry_of(backbone: str) -> str:
+    """A patch embedding's features are cells; a ResNet's sit on pixels 0, s, 2s, ... (spec 1.0)."""
+    return "align_corners" if backbone in RESNETS else "half_pixel"
+
+
+def _check_backbone(model: ConfigDict) -> None:
+    backbone = model.backbone
+    if backbone.drop_path != -1.0:
+        _in_range("config.model.backbone.drop_path", backbone.drop_path, 0.0, 0.99)
+    if backbone.name in RESNETS:
+        if backbone.drop_path > 0 or backbone.scan_blocks:
+            field = "drop_path" if backbone.drop_path > 0 else "scan_blocks"
+            raise UserError(
+                f"config.model.backbone.{field}={backbone[field]}: ResNets have no such thing; "
+                "set it back, or use a ConvNeXt or Swin"
+            )
+        return
+    if model.geometry != geometry_of(backbone.name):
+        raise UserError(
+            f"config.model.geometry={model.geometry!r}: the features of {backbone.name} are cells; "
+            f"set config.model.geometry='{geometry_of(backbone.name)}'"
+        )
+    if backbone.multi_grid:
+        raise UserError("config.model.backbone.multi_grid=True: ResNets alone have it; set it to False")
+    if backbone.name in SWINS:
+        one_of("config.model.backbone.output_stride (Swin has no dilation)", backbone.output_stride, (32,))
+
+
+def _check_guidance(model: ConfigDict) -> None:
+    guidance = model.guidance
+    if model.upsampler == "none":
+        for key in ("tokens", "protect", "axial_attention", "probe"):
+            if guidance[key]:
+                raise UserError(
+                    f"config.model.guidance.{key}=True: needs an upsampler, but config.model.upsampler='none'"
+                )
+    if not guidance.stop_gradient and not guidance.tokens:
+        raise UserError(
+            "config.model.guidance.stop_gradient=False: needs guidance.tokens=True; "
+            "an upsampler's own tokens are never frozen"
+        )
+    if guidance.tokens and guidance.probe:
+        raise UserError(
+            "config.model.guidance.probe=True: the guide branch (guidance.tokens=True) already is one; "
+            "turn one of them off"
+        )
+    if guidance.probe_stop_gradient and not guidance.probe:
+        raise UserError("config.model.guidance.probe_stop_gradient=True: needs guidance.probe=True")
+
+
+def _check_data(data: ConfigDict) -> None:
+    _in_range("config.data.num_classes", data.num_classes, 2, 255)
+    for side, value in zip(("height", "width"), _pair("config.data.crop", data.crop), strict=True):
+        _in_range(f"config.data.crop {side}", value, 33, 8193)
+    low, high = _pair("config.data.scale_range", data.scale_range)
+    if not 0 < low <= high <= 8:
+        raise UserError(f"config.data.scale_range={tuple(data.scale_range)}: want 0 < low <= high <= 8")
+    _in_range("config.data.scale_step", data.scale_step, 0.0, 8.0)
+    _in_range("config.data.input_scale", data.input_scale, 0.01, 8.0)
+    _in_range("config.data.flip", data.flip, 0.0, 1.0)
+    _in_range("config.data.threads", data.threads, 1, 512)
+    _in_range("config.data.workers", data.workers, 0, 512)
+    _in_range("config.data.prefetch", data.prefetch, 1, 512)
+
+
+def _check_run(config: ConfigDict) -> None:
+    train, optim = config.train, config.optim
+    _in_range("config.train.steps", train.steps, 1, 10**9)
+    _in_range("config.train.batch_size", train.batch_size, 1, 10**6)
+    _in_range("config.train.accumulate", train.accumulate, 1, train.batch_size)
+    if train.batch_size % train.accumulate:
+        raise UserError(
+            f"config.train.accumulate={train.accumulate}: must divide "
+            f"config.train.batch_size={train.batch_size}"
+        )
+    _in_range("config.train.seed", train.seed, 0, 2**31 - 1)
+    _in_range("config.train.log_every", train.log_every, 1, 10**9)
+    _in_range("config.optim.learning_rate", optim.learning_rate, 0.0, 1e3)
+    _in_range("config.optim.weight_decay", optim.weight_decay, 0.0, 1e3)
+    _in_range("config.optim.momentum", optim.momentum, 0.0, 1.0)
+    _in_range("config.optim.power", optim.power, 0.0, 100.0)
+    _in_range("config.optim.warmup_steps", optim.warmup_steps, 0, train.steps)
+    _in_range("config.optim.clip_norm", optim.clip_norm, 0.0, math.inf)
+    _in_range("config.eval.every", config.eval.every, 0, 10**9)
+    _in_range("config.eval.batch_size", config.eval.batch_size, 1, 10**6)
+    _in_range("config.eval.overlays", config.eval.overlays, 0, 1000)
+    _in_range("config.checkpoint.every", config.checkpoint.every, 1, 10**9)
+    _in_range("config.checkpoint.keep", config.checkpoint.keep, 1, 10**6)
+    for key, weight in config.loss.items():
+        _in_range(f"config.loss.{key}", weight, 0.0, 1e6)
+    if config.mesh.data == 0 or config.mesh.data < -1:
+        raise UserError(f"config.mesh.data={config.mesh.data}: want a number of devices, or -1 for all")
+
+
+def one_of(name: str, value: Any, choices: Any) -> None:
+    """Raises a UserError that lists the choices unless `value` is one of them."""
+    if value not in choices:
+        raise UserError(f"{name}={value!r}: unknown; one of {', '.join(map(str, choices))}")
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(f"{name}={value!r}: want a value from {low} to {high}")
+
+
+def _pair(name: str, value: Any) -> tuple:
+    if len(value) != 2:
+        raise UserError(f"{name}={value!r}: want two numbers, such as (513, 513)")
+    return tuple(value)
