@@ -204,7 +204,7 @@ def set_tiny(config: ConfigDict) -> None:
     config.model.backbone.weights = ""
     config.model.batch_norm_decay = 0.9
     config.data.update({"dataset": "shapes", "num_classes": default().data.num_classes, "crop": (65, 65)})
-    config.data.input_scale = 1.0
+    config.data.update({"input_scale": 1.0, "train_split": "train", "eval_split": "val"})
     config.train.update({"steps": 4, "batch_size": 2, "log_every": 1, "dtype": "float32"})
     config.optim.warmup_steps = 0
     config.eval.update({"every": 0, "batch_size": 4})
