@@ -1,0 +1,157 @@
+"""Weight files: names and arrays in and out, whatever project wrote them; nothing in a file is ever run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from hfgd_jax.errors import UserError
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+WRAPPERS = ("state_dict", "model", "model_state")  # keys under which training scripts keep the tensors
+INDEX = "model.safetensors.index.json"  # a folder's list of its shards
+IN_FOLDERS = ("model.safetensors", INDEX, "pytorch_model.bin")
+
+
+def read(path: str | Path) -> dict[str, np.ndarray]:
+    """The tensors of a weight file, by their names there and in their own types.
+
+    Args:
+        path: a `.safetensors` file; a `.pth`, `.pt` or `.bin` file where torch is installed, read as tensors
+            only; a folder as transformers saves it; or the index of a file in shards
+            (`*.safetensors.index.json`).
+
+    Raises:
+        UserError: nothing there, no weight file, a damaged one, or one that holds code.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        found = [path / name for name in IN_FOLDERS if (path / name).is_file()]
+        if not found:
+            raise UserError(f"weights {path}: the folder holds none of {', '.join(IN_FOLDERS)}")
+        path = found[0]
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file; give a .safetensors file, or .pth with torch")
+    if path.name.endswith(".safetensors.index.json"):
+        return _read_shards(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return _read_torch(path)
+    raise UserError(f"weights {path}: unknown format {path.suffix!r}; want .safetensors, or .pth with torch")
+
+
+def write(path: str | Path, tensors: Mapping[str, np.ndarray], *, overwrite: bool = False) -> None:
+    """Writes a `.safetensors` file, whole or not at all, making its folder.
+
+    Raises:
+        UserError: the file exists and `overwrite` is off, or it cannot be written.
+    """
+    path = Path(path).expanduser()
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: exists; pass --overwrite to replace it, or choose another output")
+    temporary = path.with_name(path.name + ".tmp")
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(contiguous, temporary, metadata={"format": "pt"})  # transformers insists on the format
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return value
+
+
+def _read_shards(path: Path) -> dict[str, np.ndarray]:
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise UserError(f"{path}: has no weight_map; it is not the index of a file in shards")
+    tensors = {}
+    for shard in sorted(set(shards.values())):
+        if Path(shard).name != shard or not (path.parent / shard).is_file():
+            raise UserError(f"{path}: its shard {shard!r} is not beside it; fetch the folder again")
+        tensors |= _read_safetensors(path.parent / shard)
+    absent = sorted(shards.keys() - tensors.keys())
+    if absent:
+        raise UserError(f"{path}: {some(absent)} not in the shards; fetch the folder again")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head == b"PK\x03\x04" or head[:1] == b"\x80":
+        raise UserError(
+            f"weights {path}: is a torch file (a pickle), not .safetensors, and was not loaded; "
+            "if you trust its origin, name it .pth: it is then read as tensors only"
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"weights {path}: cannot be read as .safetensors, maybe cut short ({error}); fetch it again"
+        ) from None
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"weights {path}: reading {path.suffix} needs torch; install it, or give a .safetensors file"
+        ) from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        reason = " ".join(str(error).split())
+        if "Unsupported" in reason:  # a class, function or operation beyond tensors
+            raise UserError(
+                f"weights {path}: holds more than tensors (code or objects of Python), which is never run; "
+                "save the network's state_dict alone, or give a .safetensors file"
+            ) from None
+        raise UserError(
+            f"weights {path}: cannot be read as torch weights ({reason[:160]}); "
+            "fetch it again, or give a .safetensors file"
+        ) from None
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+            break
+    flat = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not flat or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"weights {path}: holds no flat dictionary of tensors; save the network's state_dict")
+    try:
+        return {
+            # numpy's bfloat16 is jax's, of the same bits.
+            name: value.view(torch.int16).numpy().view(jnp.bfloat16)
+            if value.dtype == torch.bfloat16
+            else value.numpy()
+            for name, value in ((name, value.detach().contiguous()) for name, value in state.items())
+        }
+    except (TypeError, RuntimeError) as error:  # quantised, sparse or 8-bit tensors
+        raise UserError(f"weights {path}: holds tensors that are no plain floats ({error})") from None
+
+
+def some(names: list[str], limit: int = 12) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
