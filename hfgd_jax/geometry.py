@@ -4,8 +4,9 @@ Two geometries. `align_corners` (the default, a reading): a stride-s feature sit
 an on-grid size is `32k + 1`, resizing maps corners onto corners (x2 takes n to 2n - 1) and labels shrink by
 taking every s-th pixel. `half_pixel`: samples are centres of cells, an on-grid size is `32k`.
 
-Sizes are `(height, width)`; arrays are NHWC. Integer factors, the only ones on the grid, are slices and
-broadcast interpolation: no gather, whose gradient is a slow scatter, and no matrix product.
+Sizes are `(height, width)`; arrays are NHWC. Integer factors, the only ones between strides of the grid, are
+slices and broadcast interpolation, and a few samples (the bins of a pooled map) are added up one by one: no
+gather, whose gradient is a slow scatter, and no matrix product.
 """
 
 from typing import Literal
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Integer, Shaped
 
 Geometry = Literal["align_corners", "half_pixel"]
 Size = tuple[int, int]
+_FEW = 8  # samples whose weighted sum is cheaper than the gradient of a gather
 
 
 def grid_size(size: Size, geometry: Geometry, multiple: int = 32) -> Size:
@@ -163,8 +165,12 @@ def _linear(x: Array, axis: int, m: int, corners: bool) -> Array:
     i = np.arange(m)
     source = i * ((n - 1) / max(m - 1, 1)) if corners else np.clip((i + 0.5) * n / m - 0.5, 0, n - 1)
     low = np.clip(np.floor(source).astype(int), 0, n - 1)
-    t = _along((source - low).astype(x.dtype), axis, x.ndim)
     high = np.minimum(low + 1, n - 1)
+    if n <= _FEW:
+        t = (source - low)[:, None]
+        weights = (np.eye(n)[low] * (1 - t) + np.eye(n)[high] * t).astype(x.dtype)
+        return sum(_part(x, axis, j, j + 1) * _along(weights[:, j], axis, x.ndim) for j in range(n))
+    t = _along((source - low).astype(x.dtype), axis, x.ndim)
     return jnp.take(x, low, axis=axis) * (1 - t) + jnp.take(x, high, axis=axis) * t
 
 

@@ -19,6 +19,12 @@ def model_tools():
     return SimpleNamespace(config=tiny_config, randomize=randomize, build=build)
 
 
+@pytest.fixture(scope="session")
+def naive():
+    """Float64 NumPy versions of what the decoders' modules are made of."""
+    return SimpleNamespace(conv_norm_relu=conv_norm_relu, resize=naive_resize, softmax=naive_softmax)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation():
     """Compiled fast rather than to be fast."""
@@ -83,3 +89,37 @@ def build(model_config, num_classes=5, dtype="float32", seed=0):
     images = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.uint8)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     return model, randomize(shapes, seed)
+
+
+def conv_norm_relu(variables, name, x, dilation=1, epsilon=1e-3):
+    """The `ConvNormRelu` called `name`, in inference, on `[B, H, W, C]`; tap by tap."""
+    params, stats = variables["params"][name], variables["batch_stats"][name]["norm"]
+    kernel = np.asarray(params["conv"]["kernel"], np.float64)
+    kernel = kernel[None, None] if kernel.ndim == 2 else kernel
+    (h, w), reach = x.shape[1:3], len(kernel) // 2 * dilation
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    y = 0
+    for i, j in np.ndindex(kernel.shape[:2]):
+        y = y + padded[:, i * dilation : i * dilation + h, j * dilation : j * dilation + w] @ kernel[i, j]
+    y = (y - stats["mean"]) / np.sqrt(np.asarray(stats["var"], np.float64) + epsilon)
+    return np.maximum(y * params["norm"]["scale"] + params["norm"]["bias"], 0)
+
+
+def naive_resize(x, size, geometry):
+    """Bilinear, one sample of the result after the other."""
+    for axis in (1, 2):
+        n, m, samples = x.shape[axis], size[axis - 1], []
+        for i in range(m):
+            at = i * (n - 1) / max(m - 1, 1)
+            if geometry == "half_pixel":
+                at = min(max((i + 0.5) * n / m - 0.5, 0), n - 1)
+            low = int(at)
+            high = min(low + 1, n - 1)
+            samples.append(x.take(low, axis) * (1 - at + low) + x.take(high, axis) * (at - low))
+        x = np.stack(samples, axis)
+    return x
+
+
+def naive_softmax(x, axis):
+    x = np.exp(x - x.max(axis, keepdims=True))
+    return x / x.sum(axis, keepdims=True)

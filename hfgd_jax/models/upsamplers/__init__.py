@@ -4,9 +4,11 @@ from collections.abc import Callable
 from functools import partial
 
 from hfgd_jax.models.upsamplers.base import Upsampler
+from hfgd_jax.models.upsamplers.deeplabv3plus import DeepLabV3Plus
 from hfgd_jax.models.upsamplers.fapn import FaPN
 from hfgd_jax.models.upsamplers.none import NoUpsampler
 from hfgd_jax.models.upsamplers.semantic_fpn import SemanticFPN
+from hfgd_jax.models.upsamplers.upernet import UPerNet
 
 __all__ = ["UPSAMPLERS", "Upsampler"]
 
@@ -15,4 +17,6 @@ UPSAMPLERS: dict[str, Callable[..., Upsampler]] = {
     "sfpn": SemanticFPN,
     "u_sfpn": partial(SemanticFPN, lateral_kernel=3),
     "fapn": FaPN,
+    "upernet": UPerNet,
+    "deeplabv3plus": DeepLabV3Plus,
 }
