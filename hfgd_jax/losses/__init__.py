@@ -1,5 +1,7 @@
 """The losses and their weighted total (spec 1)."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 from ml_collections import ConfigDict
@@ -7,9 +9,11 @@ from ml_collections import ConfigDict
 from hfgd_jax.geometry import Geometry, labels_at
 from hfgd_jax.losses import car
 from hfgd_jax.losses.cross_entropy import cross_entropy
+from hfgd_jax.losses.dice import dice_loss
+from hfgd_jax.losses.focal import focal_loss
 from hfgd_jax.models.segmenter import Outputs
 
-__all__ = ["car", "cross_entropy", "total_loss"]
+__all__ = ["car", "cross_entropy", "dice_loss", "focal_loss", "total_loss"]
 
 
 def total_loss(
@@ -21,29 +25,43 @@ def total_loss(
     geometry: Geometry,
     valid_pixels: Float[Array, ""] | float | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Teacher, student and probe cross-entropy and the CAR losses.
+    """The cross-entropies of teacher, student, probe and OCR's regions, Dice, and the CAR losses.
+
+    Readings: with `focal_gamma` > 0 every one of the cross-entropies is a focal loss, the auxiliary ones too;
+    Dice goes with the teacher and the student alone. Dice and CAR see the pixels at hand: under gradient
+    accumulation one micro-batch at a time.
 
     Args:
         outputs: of a training call.
         labels: class ids or 255, of the images' own size (before the model's padding).
-        loss_config: `config.loss`: the weights `teacher`, `student`, `probe` and `car`.
+        loss_config: `config.loss`: the weights `teacher`, `student`, `probe`, `regions`, `dice` (0: not
+            computed) and `car`, and `focal_gamma` (0: plain cross-entropy).
         num_classes: of the data set.
         geometry: the model's.
         valid_pixels: overrides the divisor of the cross-entropies: gradient accumulation hands in the whole
             batch's number.
 
     Returns:
-        The weighted total and its parts, unweighted; float32 scalars. Without a guide branch the
-        prediction's cross-entropy is `student`.
+        The weighted total and its parts, unweighted; float32 scalars: those that apply of `teacher`,
+        `student`, `probe`, `regions`, `teacher_dice`, `student_dice`, `car_intra`, `car_inter_center`,
+        `car_inter_pixel`. Without a guide branch the prediction's cross-entropy is `student`.
     """
-    parts = {}
+    gamma = loss_config.focal_gamma
+    entropy = partial(focal_loss, gamma=gamma) if gamma > 0 else cross_entropy
+    parts, weights = {}, {}
     for name, logits in (
         ("teacher", outputs.guide_logits),
         ("student", outputs.logits),
         ("probe", outputs.probe_logits),
+        ("regions", outputs.region_logits),
     ):
-        if logits is not None:
-            parts[name] = cross_entropy(logits, labels, geometry=geometry, valid_pixels=valid_pixels)
+        if logits is None:
+            continue
+        parts[name] = entropy(logits, labels, geometry=geometry, valid_pixels=valid_pixels)
+        weights[name] = loss_config[name]
+        if loss_config.dice > 0 and name in ("teacher", "student"):
+            parts[f"{name}_dice"] = dice_loss(logits, labels, geometry=geometry)
+            weights[f"{name}_dice"] = loss_config.dice
     if outputs.car_features is not None:
         features = outputs.car_features
         shrunk = labels_at(labels, features.shape[1:3], geometry=geometry)
@@ -53,5 +71,5 @@ def total_loss(
         parts["car_inter_pixel"] = car.inter_class_pixel_loss(features, shrunk, centers)
     total = jnp.float32(0.0)
     for name, value in parts.items():
-        total += value * loss_config["car" if name.startswith("car_") else name]
+        total += value * weights.get(name, loss_config.car)
     return total, parts

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.lax import Precision, stop_gradient
 from jaxtyping import Array, Float, Integer
 
+from hfgd_jax.losses.pixels import own_class
+
 EPSILON = 1e-7
 INTRA_FLOOR = 1e-5
 CENTER_THRESHOLD = 0.5  # of the centre-to-centre loss, over K - 1
@@ -29,7 +31,7 @@ def class_centers(
     Under jit with a sharded batch the mean is over all devices.
     """
     features = features.astype(jnp.float32)
-    members = _one_hot(labels, num_classes, ignore_label)
+    members = own_class(labels, num_classes, ignore_label).astype(jnp.float32)
     sums = jnp.einsum("nhwk,nhwc->kc", members, features, precision=Precision.HIGHEST)
     counts = jnp.sum(members, axis=(0, 1, 2))
     return sums / jnp.maximum(counts, 1.0)[:, None]
@@ -46,7 +48,7 @@ def intra_class_loss(
     The mean is over images, pixels and channels; ignored pixels count 0 in it.
     """
     features, centers = features.astype(jnp.float32), stop_gradient(centers.astype(jnp.float32))
-    members = _one_hot(labels, centers.shape[0], ignore_label)
+    members = own_class(labels, centers.shape[0], ignore_label).astype(jnp.float32)
     own = jnp.einsum("nhwk,kc->nhwc", members, centers, precision=Precision.HIGHEST)
     distance = jnp.where((labels != ignore_label)[..., None], jnp.abs(features - own), 0.0)
     return jnp.maximum(jnp.square(jnp.mean(distance)), INTRA_FLOOR)
@@ -74,7 +76,7 @@ def inter_class_pixel_loss(
     """
     features, centers = features.astype(jnp.float32), stop_gradient(centers.astype(jnp.float32))
     k, c = centers.shape
-    own = _one_hot(labels, k, ignore_label).astype(bool)
+    own = own_class(labels, k, ignore_label)
     energy = jnp.einsum("nhwc,kc->nhwk", features, centers, precision=Precision.HIGHEST)
     energy = jnp.where(own, jnp.sum(jnp.square(centers), axis=-1), energy) / math.sqrt(c)
     similarity = jax.nn.softmax(energy, axis=-1)
@@ -88,9 +90,3 @@ def _excess(
     counted = other & (similarity > threshold)
     excess = jnp.sum(jnp.where(counted, similarity - threshold, 0.0), axis=-1)
     return jnp.square(jnp.mean(jnp.clip(excess, EPSILON, 1.0 - EPSILON)))
-
-
-def _one_hot(labels: Integer[Array, "n h w"], num_classes: int, ignore_label: int) -> Float[Array, "n h w k"]:
-    classes = jnp.arange(num_classes)
-    own = (labels.astype(jnp.int32)[..., None] == classes) & (labels != ignore_label)[..., None]
-    return own.astype(jnp.float32)

@@ -1,10 +1,9 @@
 """Cross-entropy over the valid pixels (spec 1)."""
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from hfgd_jax.geometry import Geometry, to_pixels
+from hfgd_jax.geometry import Geometry
+from hfgd_jax.losses.pixels import at_pixels, mean_of_valid, surprise
 
 
 def cross_entropy(
@@ -23,14 +22,7 @@ def cross_entropy(
         geometry: of the grid.
         valid_pixels: the divisor; by default the number of labels that are not ignored. Never below one, so
             a batch without labels gives 0 and zero gradients.
+        ignore_label: the label of a pixel that does not count.
     """
-    logits = to_pixels(logits.astype(jnp.float32), labels.shape[1:3], geometry=geometry)
-    valid = labels != ignore_label
-    labels = jnp.where(valid, labels, 0).astype(jnp.int32)
-    # A comparison with every class, not a gather: the gradient of a gather is a scatter.
-    own = labels[..., None] == jnp.arange(logits.shape[-1])
-    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(own, logits, 0.0), axis=-1)
-    if valid_pixels is None:
-        valid_pixels = jnp.sum(valid)
-    divisor = jnp.maximum(jnp.asarray(valid_pixels, jnp.float32), 1.0)
-    return jnp.sum(jnp.where(valid, losses, 0.0)) / divisor
+    pixels = at_pixels(logits, labels, geometry=geometry, ignore_label=ignore_label)
+    return mean_of_valid(surprise(pixels), pixels.valid, valid_pixels)

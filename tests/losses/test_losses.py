@@ -1,12 +1,14 @@
 """Cross-entropy and the weighted total."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hfgd_jax import config as configs
-from hfgd_jax.losses import car, cross_entropy, total_loss
+from hfgd_jax.losses import car, cross_entropy, dice_loss, focal_loss, total_loss
 from hfgd_jax.models import Outputs
 
 
@@ -112,6 +114,35 @@ def test_total_is_the_weighted_sum_of_its_parts():
     weights = {"teacher": 2, "student": 3, "probe": 7}
     want = sum(float(value) * weights.get(name, 5) for name, value in expected.items())
     np.testing.assert_allclose(total, want, rtol=1e-5)
+
+
+def test_regions_dice_and_focal():
+    """OCR's regions are one of the cross-entropies; Dice goes with teacher and student alone."""
+    full = outputs_of()
+    outputs = full.replace(car_features=None, region_logits=full.probe_logits + 1.5 * full.guide_logits)
+    labels = jnp.asarray(np.random.default_rng(1).choice([0, 1, 3, 255], (2, 60, 64)), jnp.uint8)
+    heads = {
+        "teacher": outputs.guide_logits,
+        "student": outputs.logits,
+        "probe": outputs.probe_logits,
+        "regions": outputs.region_logits,
+    }
+    weights = {"teacher": 2.0, "student": 3.0, "probe": 5.0, "regions": 7.0}
+    for gamma, dice in ((0.0, 0.0), (0.0, 11.0), (2.0, 11.0)):
+        loss_config = configs.default().loss
+        assert loss_config.regions == 0.4
+        loss_config.update(weights | {"dice": dice, "focal_gamma": gamma})
+        entropy = partial(focal_loss, gamma=gamma) if gamma else cross_entropy
+        expected = {name: entropy(x, labels, geometry="align_corners") for name, x in heads.items()}
+        if dice:
+            for name in ("teacher", "student"):
+                expected[f"{name}_dice"] = dice_loss(heads[name], labels, geometry="align_corners")
+        total, parts = total_loss(outputs, labels, loss_config, num_classes=4, geometry="align_corners")
+        assert parts.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(parts[name], value, rtol=1e-6, err_msg=name)
+        want = sum(float(value) * weights.get(name, dice) for name, value in expected.items())
+        np.testing.assert_allclose(total, want, rtol=1e-5)
 
 
 def test_absent_parts_are_left_out():
