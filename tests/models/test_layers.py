@@ -1,4 +1,4 @@
-"""The convolution's own gradient, summed over groups of images, against that of the plain convolution."""
+"""Convolutions with gradients of their own against plain ones; patches and pooling against NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -58,3 +58,110 @@ def test_an_accelerator_gets_one_convolution_for_the_kernels_gradient():
 
     assert convolutions("tpu") == convolutions("cuda") == 2
     assert convolutions("cpu") == 1 + 6
+
+
+def depthwise(x, kernel, dilation):
+    pad = (kernel.shape[0] // 2) * dilation
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        ((pad, pad), (pad, pad)),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "dilation", "dtype", "tolerance"),
+    [
+        ((2, 9, 11, 3), 7, 1, "float32", 1e-5),
+        ((1, 5, 17, 2), 7, 4, "float32", 1e-5),  # most taps see the padding alone
+        ((2, 6, 5, 3), 3, 2, "bfloat16", 1e-2),
+    ],
+)
+def test_depthwise_convolution_equals_the_grouped_one(shape, size, dilation, dtype, tolerance):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], shape).astype(dtype)
+    kernel = jax.random.normal(keys[1], (size, size, 1, shape[-1])).astype(dtype)
+    weight = jax.random.normal(keys[2], shape)
+
+    def run(convolution, *arguments):
+        return jax.value_and_grad(lambda x, k: jnp.sum(convolution(x, k, dilation) * weight), (0, 1))(
+            *arguments
+        )
+
+    got = jax.jit(lambda x, k: run(layers.depthwise_convolve, x, k))(x, kernel)
+    want = run(depthwise, x.astype(jnp.float32), kernel.astype(jnp.float32))
+    assert [leaf.dtype for leaf in got[1]] == [jnp.dtype(dtype)] * 2
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+def test_an_accelerator_gets_grouped_convolutions():
+    def text(platform):
+        gradient = jax.jit(jax.grad(lambda x, k: jnp.sum(layers.depthwise_convolve(x, k, 1) ** 2), (0, 1)))
+        arguments = (
+            jax.ShapeDtypeStruct((2, 9, 9, 4), jnp.float32),
+            jax.ShapeDtypeStruct((7, 7, 1, 4), jnp.float32),
+        )
+        return jax.export.export(gradient, platforms=[platform])(*arguments).mlir_module()
+
+    for platform in ("tpu", "cuda"):
+        assert text(platform).count("stablehlo.convolution") == 3
+        assert text(platform).count("feature_group_count = 4") == 2  # the third has groups of the batch
+        assert "stablehlo.while" not in text(platform)
+    assert "stablehlo.convolution" not in text("cpu")
+
+
+def naive_patches(x, kernel, bias, stride, dilation, before):
+    """A convolution one output at a time; positions outside are zero."""
+    k, (h, w) = kernel.shape[0], x.shape[:2]
+    size = [(side // k if stride > 1 else side) for side in (h, w)]
+    y = np.zeros((*size, kernel.shape[-1]))
+    for i, j, a, b in np.ndindex(*size, k, k):
+        row, column = i * stride + a * dilation - before, j * stride + b * dilation - before
+        if 0 <= row < h and 0 <= column < w:
+            y[i, j] += x[row, column] @ kernel[a, b]
+    return y + bias
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "dilation", "before"), [(4, 4, 1, 0), (2, 2, 1, 0), (2, 1, 1, 0), (2, 1, 2, 1)]
+)
+def test_patch_convolution(size, stride, dilation, before):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 9, 11, 3)).astype(np.float32)
+    conv = layers.PatchConv(5, size, stride, dilation)
+    params = {"kernel": rng.standard_normal((size, size, 3, 5)), "bias": rng.standard_normal(5)}
+    assert jax.tree.map(np.shape, params) == jax.tree.map(
+        np.shape, jax.eval_shape(conv.init, jax.random.key(0), x)["params"]
+    )
+    want = naive_patches(x[0].astype(np.float64), **params, stride=stride, dilation=dilation, before=before)
+    np.testing.assert_allclose(conv.apply({"params": params}, x)[0], want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(5, 7), (4, 7), (6, 4)])
+def test_average_pool(stride, shape):
+    """At stride 2 the mean of what lies inside; at stride 1 zeros below and to the right count in."""
+    x = np.random.default_rng(0).standard_normal((1, *shape, 2)).astype(np.float32)
+    got = layers.average_pool(x, stride)
+    height, width = (-(-side // stride) for side in shape)
+    assert got.shape == (1, height, width, 2)
+    for i, j in np.ndindex(height, width):
+        window = x[0, i * stride : i * stride + 2, j * stride : j * stride + 2]
+        count = 4 if stride == 1 else window.shape[0] * window.shape[1]
+        np.testing.assert_allclose(got[0, i, j], window.sum((0, 1)) / count, rtol=1e-5, atol=1e-6)
+
+
+def test_layer_norm_of_values_far_from_zero():
+    """The variance is that of the centred values, so that float32 holds it."""
+    x = 1000 + np.random.default_rng(0).standard_normal((1, 2, 2, 16)).astype(np.float32)
+    got = layers.layer_norm(dtype=jnp.float32, name="norm").apply(
+        {"params": {"scale": np.ones(16, np.float32), "bias": np.zeros(16, np.float32)}}, x
+    )
+    x = x.astype(np.float64)
+    want = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(got, want, atol=2e-4)

@@ -1,0 +1,277 @@
+"""ConvNeXt (Liu et al., "A ConvNet for the 2020s", 2022), with dilation for output strides 16 and 8.
+
+Convolutions of the stem and between stages see whole patches, so that features are cells of the image
+(`half_pixel`), and any input size is rounded down to whole patches.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hfgd_jax.models.backbones.base import IMAGENET, Backbone, Layout, Naming, WeightTarget
+from hfgd_jax.models.backbones.blocks import run_blocks
+from hfgd_jax.models.backbones.stochastic import Drops, draw, drop_path, drop_path_rates
+from hfgd_jax.models.layers import Conv, DepthwiseConv, PatchConv, layer_norm
+
+init = nn.initializers.truncated_normal(0.02)
+LAYER_SCALE = 1e-6
+
+
+class Variant(NamedTuple):
+    """Depth and width of each stage, and the rate of stochastic depth in segmentation.
+
+    The rates are those of `semantic_segmentation/configs/convnext` in the authors' code, whose UPerNet
+    mmsegmentation took over; the smallest network has none there, and here none.
+    """
+
+    depths: tuple[int, int, int, int]
+    widths: tuple[int, int, int, int]
+    drop_path: float
+
+
+VARIANTS = {
+    "convnext_a": Variant((2, 2, 6, 2), (40, 80, 160, 320), 0.0),  # timm's "atto"
+    "convnext_t": Variant((3, 3, 9, 3), (96, 192, 384, 768), 0.4),
+    "convnext_s": Variant((3, 3, 27, 3), (96, 192, 384, 768), 0.3),
+    "convnext_b": Variant((3, 3, 27, 3), (128, 256, 512, 1024), 0.4),
+    "convnext_l": Variant((3, 3, 27, 3), (192, 384, 768, 1536), 0.4),
+}
+
+
+class Block(nn.Module):
+    """Depthwise 7x7, layer norm and a two-layer perceptron, scaled by channel and added to the input.
+
+    Attributes:
+        dilation: of the 7x7.
+        dtype: of the computation and the result.
+    """
+
+    dilation: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], drops: Drops | None) -> Float[Array, "b h w c"]:
+        c = x.shape[-1]
+        dense = partial(Conv, kernel_size=1, use_bias=True, kernel_init=init, dtype=self.dtype)
+        y = DepthwiseConv(7, self.dilation, init, self.dtype, name="depthwise")(x)
+        y = layer_norm(dtype=self.dtype, name="norm")(y)
+        y = nn.gelu(dense(4 * c, name="expand")(y), approximate=False)
+        y = dense(c, name="project")(y)
+        scale = self.param("layer_scale", nn.initializers.constant(LAYER_SCALE), (c,), jnp.float32)
+        y = y * scale.astype(self.dtype)
+        return x + (y if drops is None else drop_path(y, drops.rate, drops.key))
+
+
+class ConvNeXt(nn.Module):
+    """Normalised images `[B, H, W, 3]` in, the pyramid `{4, 8, 16, 32}` out, H and W at least 32.
+
+    Every level has a layer norm of its own, `norm_4` to `norm_32`, as the segmentation models of the
+    authors, mmsegmentation and transformers do; the stages after it go on without.
+
+    A stage whose stride is dilated away has timm's rates: 2 for the first such stage and 4 for the second,
+    whose 2x2 convolutions see the rates 1 and 2 and keep the size (`layers.PatchConv`).
+
+    Attributes:
+        depths, widths: blocks and channels of each stage.
+        output_stride: 32, 16 or 8, of the last level.
+        drop_path: stochastic depth's rate of the last block, in training; earlier ones rise linearly from
+            0. Above 0 training needs an rng `stochastic`.
+        scan_blocks: the blocks of a stage are compiled once (`blocks.run_blocks`).
+        dtype: of the computation and the features.
+    """
+
+    depths: tuple[int, ...] = VARIANTS["convnext_t"].depths
+    widths: tuple[int, ...] = VARIANTS["convnext_t"].widths
+    output_stride: int = 32
+    drop_path: float = 0.0
+    scan_blocks: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b h w c"]]:
+        conv = partial(PatchConv, kernel_init=init, dtype=self.dtype)
+        norm = partial(layer_norm, dtype=self.dtype)
+        rates = drop_path_rates(sum(self.depths), self.drop_path)
+        x = norm(name="stem_norm")(conv(self.widths[0], 4, 4, name="stem")(images))
+        pyramid, spatial, rate, done = {}, 4, 1, 0
+        for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), 1):
+            if stage > 1:
+                stride = 2 if spatial < self.output_stride else 1
+                x = norm(name=f"downsample{stage}_norm")(x)
+                x = conv(width, 2, stride, rate, name=f"downsample{stage}")(x)
+                spatial, rate = spatial * stride, rate * (2 // stride)
+            names = [f"stage{stage}_{i}" for i in range(depth)]
+            drops = draw(self, rates[done : done + depth], train)
+            block = partial(Block, rate, self.dtype)
+            x = run_blocks(self, [block], names, x, drops, scan=self.scan_blocks)
+            level, done = 2 << stage, done + depth
+            pyramid[level] = norm(name=f"norm_{level}")(x)
+        return pyramid
+
+
+class _Names(NamedTuple):
+    """How a project names the parts of the network.
+
+    A convolution, dense layer or norm is given without its `.weight` and `.bias`, the parts of a block
+    without the block. `{s}` is the stage from 0, `{stage}` from 1, `{b}` the block; torchvision counts
+    downsamplings (`{even}`) and stages (`{odd}`) together.
+    """
+
+    stem: str
+    stem_norm: str
+    downsample: str  # holds a norm `.0` and a convolution `.1`
+    block: str
+    depthwise: str
+    norm: str
+    expand: str
+    project: str
+    layer_scale: str
+    scale_layout: Layout = "plain"
+    dense_layout: Layout = "linear"
+    level_norm: str = ""
+
+
+_TIMM = _Names(
+    stem="stem.0",
+    stem_norm="stem.1",
+    downsample="stages.{s}.downsample",
+    block="stages.{s}.blocks.{b}",
+    depthwise="conv_dw",
+    norm="norm",
+    expand="mlp.fc1",
+    project="mlp.fc2",
+    layer_scale="gamma",
+)
+_TORCHVISION = _Names(
+    stem="features.0.0",
+    stem_norm="features.0.1",
+    downsample="features.{even}",
+    block="features.{odd}.{b}",
+    depthwise="block.0",
+    norm="block.2",
+    expand="block.3",
+    project="block.5",
+    layer_scale="layer_scale",
+    scale_layout="channel_scale",
+)
+_TRANSFORMERS = _Names(
+    stem="embeddings.patch_embeddings",
+    stem_norm="embeddings.layernorm",
+    downsample="encoder.stages.{s}.downsampling_layer",
+    block="encoder.stages.{s}.layers.{b}",
+    depthwise="dwconv",
+    norm="layernorm",
+    expand="pwconv1",
+    project="pwconv2",
+    layer_scale="layer_scale_parameter",
+    level_norm="hidden_states_norms.stage{stage}",
+)
+_FACEBOOK = _Names(
+    stem="downsample_layers.0.0",
+    stem_norm="downsample_layers.0.1",
+    downsample="downsample_layers.{s}",
+    block="stages.{s}.{b}",
+    depthwise="dwconv",
+    norm="norm",
+    expand="pwconv1",
+    project="pwconv2",
+    layer_scale="gamma",
+    level_norm="norm{s}",
+)
+
+
+def targets(names: _Names, depths: tuple[int, ...]) -> dict[str, WeightTarget]:
+    """The name of every tensor of a network of these depths, and where it goes."""
+    table = _layer(names.stem, ("stem",), "conv") | _layer(names.stem_norm, ("stem_norm",))
+    for s, depth in enumerate(depths):
+        if s > 0:
+            source, here = names.downsample.format(s=s, even=2 * s), f"downsample{s + 1}"
+            table |= _layer(f"{source}.0", (f"{here}_norm",)) | _layer(f"{source}.1", (here,), "conv")
+        for b in range(depth):
+            source, here = names.block.format(s=s, b=b, odd=2 * s + 1), f"stage{s + 1}_{b}"
+            table |= _layer(f"{source}.{names.depthwise}", (here, "depthwise"), "conv")
+            table |= _layer(f"{source}.{names.norm}", (here, "norm"))
+            table |= _layer(f"{source}.{names.expand}", (here, "expand"), names.dense_layout)
+            table |= _layer(f"{source}.{names.project}", (here, "project"), names.dense_layout)
+            scale = WeightTarget("params", (here, "layer_scale"), names.scale_layout)
+            table[f"{source}.{names.layer_scale}"] = scale
+    return table | level_norms(names)
+
+
+def level_norms(names: _Names) -> dict[str, WeightTarget]:
+    """The names of the levels' norms, of which there are none where the source has no such norms."""
+    if not names.level_norm:
+        return {}
+    levels = [_layer(names.level_norm.format(s=s, stage=s + 1), (f"norm_{4 << s}",)) for s in range(4)]
+    return {name: target for level in levels for name, target in level.items()}
+
+
+def _layer(source: str, path: tuple[str, ...], kernel: Layout | None = None) -> dict[str, WeightTarget]:
+    """Weight and bias of a convolution or dense layer, or of a norm where `kernel` has no layout."""
+    leaf, layout = ("kernel", kernel) if kernel else ("scale", "plain")
+    return {
+        f"{source}.weight": WeightTarget("params", (*path, leaf), layout),
+        f"{source}.bias": WeightTarget("params", (*path, "bias")),
+    }
+
+
+def namings(name: str) -> tuple[Naming, ...]:
+    """The names that its weight files come in.
+
+    timm and torchvision have no norms of the levels, so that these start fresh from their files and have no
+    place in them. timm's atto holds its dense layers as 1x1 convolutions.
+    """
+    heads = {
+        "timm": ("head.", "norm_pre."),
+        "torchvision": ("classifier.",),
+        "transformers": ("layernorm.", "classifier."),
+        "facebook": ("norm.", "head."),
+    }
+    prefixes = {"transformers": ("convnext.", "backbone.", ""), "facebook": ("", "backbone.")}
+    timm = _TIMM._replace(dense_layout="conv") if name == "convnext_a" else _TIMM
+    tables = {"timm": timm, "torchvision": _TORCHVISION, "transformers": _TRANSFORMERS, "facebook": _FACEBOOK}
+    return tuple(
+        Naming(
+            source,
+            targets(names, VARIANTS[name].depths),
+            partial(_starts_with, heads[source]),
+            prefixes.get(source, ("",)),
+            frozenset(level_norms(names)),
+        )
+        for source, names in tables.items()
+    )
+
+
+def _starts_with(beginnings: tuple[str, ...], name: str) -> bool:
+    return name.startswith(beginnings)
+
+
+def build(
+    name: str,
+    *,
+    output_stride: int = 32,
+    multi_grid: bool = False,
+    drop_path: float = 0.0,
+    scan_blocks: bool = False,
+    decay: float = 0.9997,
+    dtype: Any = jnp.float32,
+) -> ConvNeXt:
+    """The network of a key of `VARIANTS`; ConvNeXt has no multi-grid and no batch normalisation."""
+    del multi_grid, decay
+    depths, widths, _ = VARIANTS[name]
+    return ConvNeXt(depths, widths, output_stride, drop_path, scan_blocks, dtype)
+
+
+def entry(name: str) -> Backbone:
+    """The registry entry of a key of `VARIANTS`."""
+    variant = VARIANTS[name]
+    return Backbone(
+        build=partial(build, name),
+        channels={4 << s: width for s, width in enumerate(variant.widths)},
+        normalization=IMAGENET,
+        namings=partial(namings, name),
+        drop_path=variant.drop_path,
+    )
