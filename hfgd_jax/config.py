@@ -116,7 +116,7 @@ def default() -> ConfigDict:
             "car": 1.0,
             "probe": 1.0,
             "regions": 0.4,  # OCR's soft object regions
-            "dice": 0.0,  # of a Dice loss beside every cross-entropy
+            "dice": 0.0,  # of a Dice loss beside the teacher's and the student's cross-entropy
             "focal_gamma": 0.0,  # the focal loss in place of the cross-entropies; 0: plain
         }
     )
