@@ -1,11 +1,13 @@
 """The deformable convolution against a naive one in float64."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from hfgd_jax.models.deformable import DeformableConv, deformable_convolve
@@ -143,6 +145,21 @@ def test_a_batch_over_devices_stays_there():
     text = step.lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile().as_text()
     assert "all-reduce" in text  # of the kernel's gradient
     assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))
+
+
+def test_no_more_than_one_tap_is_held():
+    """Neither the samples of all taps nor what their gradients need is ever an array of the trace."""
+    shapes = ((1, 6, 5, 32), (1, 6, 5, 1, 9, 2), (1, 6, 5, 1, 9), (3, 3, 32, 2))
+    gradient = jax.grad(lambda *a: jnp.sum(deformable_convolve(*a) ** 2), (0, 1, 2, 3))
+    trace = jax.make_jaxpr(gradient)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+
+    def sizes(jaxpr):
+        for eqn in jaxpr.eqns:
+            yield from (math.prod(variable.aval.shape) for variable in eqn.outvars)
+            for inner in jaxprs_in_params(eqn.params):
+                yield from sizes(inner)
+
+    assert max(sizes(trace.jaxpr)) == math.prod(shapes[0])
 
 
 def test_shapes_that_do_not_belong_together_are_refused():
