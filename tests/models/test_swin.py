@@ -109,7 +109,7 @@ def test_levels_and_published_parameter_counts(name, size):
 
 
 def tiny(model_tools, **changes):
-    network = Swin(**TINY, **changes)
+    network = Swin(**(TINY | changes))
     images = jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), images)
     return network, model_tools.randomize(shapes)
@@ -120,8 +120,9 @@ def images(batch=2):
 
 
 def test_a_scan_gives_the_loop_s_outputs_and_gradients(model_tools):
-    loop, variables = tiny(model_tools, drop_path=0.5)
-    scan, other = tiny(model_tools, drop_path=0.5, scan_blocks=True)
+    stage = {"depths": (4,), "heads": (2,), "drop_path": 0.5}
+    loop, variables = tiny(model_tools, **stage)
+    scan, other = tiny(model_tools, **stage, scan_blocks=True)
     assert jax.tree.structure(variables) == jax.tree.structure(other)
 
     def loss(network):
@@ -183,8 +184,9 @@ def test_every_parameter_has_its_names():
         for name, target in naming.targets.items():
             assert not naming.left_out(name)
             parts.setdefault((target.collection, *target.path), []).append(target.part)
-        assert set(parts) == (leaves if naming.name == "transformers" else leaves - norms)
+        assert set(parts) == (leaves if naming.optional else leaves - norms)
         for found in parts.values():
             assert sorted(found) == [(i, len(found)) for i in range(len(found))]
         optional = {naming.targets[name].path for name in naming.optional}
-        assert optional == ({leaf[1:] for leaf in norms} if naming.name == "transformers" else set())
+        assert optional == ({leaf[1:] for leaf in norms} if naming.optional else set())
+        assert bool(optional) == (naming.name in ("transformers", "microsoft"))

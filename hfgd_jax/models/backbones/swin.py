@@ -6,7 +6,6 @@ in one point: torchvision does not shift along an axis that one window covers, a
 `SwinModel` make the window as small as a smaller map (timm's `always_partition=True` is what is done here).
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hfgd_jax.models.backbones.base import IMAGENET, Backbone, Naming, WeightTarget
+from hfgd_jax.models.backbones.base import IMAGENET, Backbone, Layout, Naming, WeightTarget
 from hfgd_jax.models.backbones.blocks import run_blocks
 from hfgd_jax.models.backbones.stochastic import Drops, draw, drop_path, drop_path_rates
 from hfgd_jax.models.backbones.windows import Windows, attend, pad_to_multiple, position_bias
+from hfgd_jax.models.layers import PatchConv, layer_norm
 
 PATCH = 4
 MLP_RATIO = 4
@@ -62,7 +62,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], drops: Drops | None) -> Float[Array, "b h w c"]:
         c = x.shape[-1]
-        dense, norm = partial(_dense, dtype=self.dtype), partial(_norm, dtype=self.dtype)
+        dense = partial(_dense, dtype=self.dtype)
+        norm = partial(layer_norm, dtype=self.dtype, epsilon=EPSILON)
         windows = Windows(x.shape[1:3], self.window, self.shift)
         table = self.param("position_bias", INIT, ((2 * self.window - 1) ** 2, self.heads), jnp.float32)
 
@@ -72,28 +73,6 @@ class Block(nn.Module):
 
         y = nn.gelu(dense(MLP_RATIO * c, name="fc1")(norm(name="norm2")(x)), approximate=False)
         return x + _drop(dense(c, name="fc2")(y), drops, 1)
-
-
-class PatchEmbedding(nn.Module):
-    """A convolution of 4x4 patches, the last ones padded with zeros, as one matrix product.
-
-    Attributes:
-        features: output channels.
-        dtype: of the computation and the result.
-    """
-
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b h w features"]:
-        c = images.shape[-1]
-        kernel = self.param("kernel", INIT, (PATCH, PATCH, c, self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        x = pad_to_multiple(images.astype(self.dtype), PATCH)
-        b, height, width = x.shape[0], x.shape[1] // PATCH, x.shape[2] // PATCH
-        x = x.reshape(b, height, PATCH, width, PATCH, c).swapaxes(2, 3).reshape(b, height, width, -1)
-        return jnp.dot(x, kernel.reshape(-1, self.features).astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class Swin(nn.Module):
@@ -123,9 +102,9 @@ class Swin(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b h w c"]]:
-        norm = partial(_norm, dtype=self.dtype)
-        x = PatchEmbedding(self.width, self.dtype, name="patch_embedding")(images)
-        x = norm(name="patch_norm")(x)
+        norm = partial(layer_norm, dtype=self.dtype, epsilon=EPSILON)
+        stem = PatchConv(self.width, PATCH, PATCH, kernel_init=INIT, dtype=self.dtype, name="stem")
+        x = norm(name="stem_norm")(stem(pad_to_multiple(images, PATCH)))
         rates, pyramid = drop_path_rates(sum(self.depths), self.drop_path), {}
         for stage, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
             if stage > 0:
@@ -143,11 +122,6 @@ def _dense(features: int, dtype: Any, name: str, use_bias: bool = True) -> nn.De
     return nn.Dense(features, use_bias, dtype=dtype, kernel_init=INIT, name=name)
 
 
-def _norm(dtype: Any, name: str) -> nn.LayerNorm:
-    """Statistics in float32."""
-    return nn.LayerNorm(EPSILON, dtype=dtype, use_fast_variance=False, name=name)
-
-
 def _drop(y: Float[Array, "b h w c"], drops: Drops | None, branch: int) -> Float[Array, "b h w c"]:
     return y if drops is None else drop_path(y, drops.rate, jax.random.fold_in(drops.key, branch))
 
@@ -160,113 +134,140 @@ def _two_by_two(x: Float[Array, "b h w c"]) -> Float[Array, "b H W 4*c"]:
 
 
 class _Names(NamedTuple):
-    """One project's names: of modules, and, in `block`, of a block's parts by ours."""
+    """How a project names the parts of the network.
 
-    patch: str
-    patch_norm: str
-    block_prefix: Callable[[int, int], str]  # of stage and block, from 0
-    merge_prefix: Callable[[int], str]  # of the stage that it leads to, 1 to 3
-    block: dict[str, str]
-    qkv: tuple[str, ...]
-    table: str
-    level_norm: str = ""  # a format with `stage`, from 1
+    A convolution, dense layer or norm is given without its `.weight` and `.bias`, the parts of a block
+    without the block. `{s}` is the stage from 0, `{stage}` from 1, `{before}` the stage before, `{b}` the
+    block; torchvision counts mergings (`{even}`) and stages (`{odd}`) together.
+    """
+
+    stem: str
+    stem_norm: str
+    merge: str  # holds `norm` and `reduction`; of the stage that it leads to
+    block: str
+    norm1: str
+    qkv: tuple[str, ...]  # one dense layer, or three
+    position_bias: str
+    proj: str
+    norm2: str
+    fc1: str
+    fc2: str
+    level_norm: str = ""
 
 
-_FUSED = {"norm1": "norm1", "proj": "attn.proj", "norm2": "norm2"}
 _TIMM = _Names(
-    patch="patch_embed.proj",
-    patch_norm="patch_embed.norm",
-    block_prefix=lambda stage, i: f"layers.{stage}.blocks.{i}.",
-    merge_prefix=lambda stage: f"layers.{stage}.downsample.",
-    block={**_FUSED, "fc1": "mlp.fc1", "fc2": "mlp.fc2"},
+    stem="patch_embed.proj",
+    stem_norm="patch_embed.norm",
+    merge="layers.{s}.downsample",
+    block="layers.{s}.blocks.{b}",
+    norm1="norm1",
     qkv=("attn.qkv",),
-    table="attn.relative_position_bias_table",
+    position_bias="attn.relative_position_bias_table",
+    proj="attn.proj",
+    norm2="norm2",
+    fc1="mlp.fc1",
+    fc2="mlp.fc2",
 )
+_MICROSOFT = _TIMM._replace(merge="layers.{before}.downsample", level_norm="norm{s}")
 _TORCHVISION = _TIMM._replace(
-    patch="features.0.0",
-    patch_norm="features.0.2",
-    block_prefix=lambda stage, i: f"features.{2 * stage + 1}.{i}.",
-    merge_prefix=lambda stage: f"features.{2 * stage}.",
-    block={**_FUSED, "fc1": "mlp.0", "fc2": "mlp.3"},
+    stem="features.0.0",
+    stem_norm="features.0.2",
+    merge="features.{even}",
+    block="features.{odd}.{b}",
+    fc1="mlp.0",
+    fc2="mlp.3",
 )
 _TRANSFORMERS = _Names(
-    patch="embeddings.patch_embeddings.projection",
-    patch_norm="embeddings.norm",
-    block_prefix=lambda stage, i: f"encoder.layers.{stage}.blocks.{i}.",
-    merge_prefix=lambda stage: f"encoder.layers.{stage - 1}.downsample.",
-    block={
-        "norm1": "layernorm_before",
-        "proj": "attention.output.dense",
-        "norm2": "layernorm_after",
-        "fc1": "intermediate.dense",
-        "fc2": "output.dense",
-    },
+    stem="embeddings.patch_embeddings.projection",
+    stem_norm="embeddings.norm",
+    merge="encoder.layers.{before}.downsample",
+    block="encoder.layers.{s}.blocks.{b}",
+    norm1="layernorm_before",
     qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
-    table="attention.self.relative_position_bias_table",
+    position_bias="attention.self.relative_position_bias_table",
+    proj="attention.output.dense",
+    norm2="layernorm_after",
+    fc1="intermediate.dense",
+    fc2="output.dense",
     level_norm="hidden_states_norms.stage{stage}",
 )
 
 
-def _targets(names: _Names, depths: tuple[int, ...]) -> dict[str, WeightTarget]:
-    """Every tensor that has a place here, by its name."""
-    table = _weight_and_bias(names.patch, ("patch_embedding",), "conv")
-    table |= _norm_targets(names.patch_norm, ("patch_norm",))
-    for stage, depth in enumerate(depths):
-        if stage > 0:
-            source = names.merge_prefix(stage)
-            table |= _norm_targets(f"{source}norm", (f"merge{stage + 1}_norm",))
-            path = (f"merge{stage + 1}", "kernel")
-            table[f"{source}reduction.weight"] = WeightTarget("params", path, "linear")
-        for i in range(depth):
-            source, block = names.block_prefix(stage, i), f"stage{stage + 1}_{i}"
-            for ours, theirs in names.block.items():
-                targets = _norm_targets if ours.startswith("norm") else _weight_and_bias
-                table |= targets(source + theirs, (block, ours))
-            for k, theirs in enumerate(names.qkv):
-                table |= _weight_and_bias(source + theirs, (block, "qkv"), part=(k, len(names.qkv)))
-            table[source + names.table] = WeightTarget("params", (block, "position_bias"), "position_bias")
-        if names.level_norm:
-            table |= _norm_targets(names.level_norm.format(stage=stage + 1), (f"norm_{PATCH << stage}",))
+def targets(names: _Names, depths: tuple[int, ...]) -> dict[str, WeightTarget]:
+    """The name of every tensor of a network of these depths, and where it goes."""
+    table = _layer(names.stem, ("stem",), "conv") | _layer(names.stem_norm, ("stem_norm",))
+    for s, depth in enumerate(depths):
+        if s > 0:
+            source, here = names.merge.format(s=s, before=s - 1, even=2 * s), f"merge{s + 1}"
+            table |= _layer(f"{source}.norm", (f"{here}_norm",))
+            table[f"{source}.reduction.weight"] = WeightTarget("params", (here, "kernel"), "linear")
+        for b in range(depth):
+            source, here = names.block.format(s=s, b=b, odd=2 * s + 1), f"stage{s + 1}_{b}"
+            for norm in ("norm1", "norm2"):
+                table |= _layer(f"{source}.{getattr(names, norm)}", (here, norm))
+            for dense in ("proj", "fc1", "fc2"):
+                table |= _layer(f"{source}.{getattr(names, dense)}", (here, dense), "linear")
+            for i, part in enumerate(names.qkv):
+                table |= _layer(f"{source}.{part}", (here, "qkv"), "linear", (i, len(names.qkv)))
+            bias = WeightTarget("params", (here, "position_bias"), "position_bias")
+            table[f"{source}.{names.position_bias}"] = bias
+    return table | level_norms(names, len(depths))
+
+
+def level_norms(names: _Names, levels: int) -> dict[str, WeightTarget]:
+    """The names of the levels' norms, of which there are none where the source has no such norms."""
+    table: dict[str, WeightTarget] = {}
+    for s in range(levels if names.level_norm else 0):
+        table |= _layer(names.level_norm.format(s=s, stage=s + 1), (f"norm_{PATCH << s}",))
     return table
 
 
-def _weight_and_bias(
-    source: str, path: tuple[str, ...], layout: str = "linear", part: tuple[int, int] = (0, 1)
+def _layer(
+    source: str, path: tuple[str, ...], kernel: Layout | None = None, part: tuple[int, int] = (0, 1)
 ) -> dict[str, WeightTarget]:
+    """Weight and bias of a convolution or dense layer, or of a norm where `kernel` has no layout."""
+    leaf, layout = ("kernel", kernel) if kernel else ("scale", "plain")
     return {
-        f"{source}.weight": WeightTarget("params", (*path, "kernel"), layout, part),
+        f"{source}.weight": WeightTarget("params", (*path, leaf), layout, part),
         f"{source}.bias": WeightTarget("params", (*path, "bias"), "plain", part),
     }
 
 
-def _norm_targets(source: str, path: tuple[str, ...]) -> dict[str, WeightTarget]:
-    return {
-        f"{source}.weight": WeightTarget("params", (*path, "scale")),
-        f"{source}.bias": WeightTarget("params", (*path, "bias")),
-    }
-
-
-def left_out(name: str) -> bool:
-    """Any naming's classifier and its norm, the token of masked images, and buffers."""
-    heads = ("head.", "norm.", "classifier.", "layernorm.", "swin.layernorm.")
-    return name.startswith(heads) or name.endswith((".relative_position_index", ".attn_mask", ".mask_token"))
+def _left_out(beginnings: tuple[str, ...], name: str) -> bool:
+    """The classifier, the norm before it and the token of masked images; buffers."""
+    buffers = (".relative_position_index", ".attn_mask")
+    return name.startswith(beginnings) or name.endswith(buffers)
 
 
 def namings(depths: tuple[int, ...]) -> tuple[Naming, ...]:
     """The names that weight files of these depths come in.
 
-    timm's and torchvision's networks are classifiers, without norms of the levels; transformers' files have
-    them where they are of a segmentation model. Its names are those of saved files, not those in memory.
+    timm and torchvision have no norms of the levels, so that these start fresh from their files and have no
+    place in them. timm's files of before 2023 follow the authors' names (`microsoft`), which count a merging
+    to the stage before it. Of transformers, the names are those of saved files, not those in memory.
     """
-    tables = {
-        name: _targets(names, depths)
-        for name, names in (("timm", _TIMM), ("torchvision", _TORCHVISION), ("transformers", _TRANSFORMERS))
+    classifier = ("head.", "norm.")
+    heads = {"transformers": ("classifier.", "layernorm.", "swin.layernorm.", "embeddings.mask_token")}
+    prefixes = {
+        "timm": ("", "model."),
+        "transformers": ("", "swin.", "backbone."),
+        "microsoft": ("", "backbone."),
     }
-    level_norms = frozenset(n for n in tables["transformers"] if n.startswith("hidden_states_norms."))
-    return (
-        Naming("timm", tables["timm"], left_out, ("", "model.")),
-        Naming("torchvision", tables["torchvision"], left_out),
-        Naming("transformers", tables["transformers"], left_out, ("", "swin.", "backbone."), level_norms),
+    tables = {
+        "timm": _TIMM,
+        "torchvision": _TORCHVISION,
+        "transformers": _TRANSFORMERS,
+        "microsoft": _MICROSOFT,
+    }
+    return tuple(
+        Naming(
+            source,
+            targets(names, depths),
+            partial(_left_out, heads.get(source, classifier)),
+            prefixes.get(source, ("",)),
+            frozenset(level_norms(names, len(depths))),
+        )
+        for source, names in tables.items()
     )
 
 
