@@ -56,7 +56,7 @@ class Report:
         """One line for the start of a run."""
         notes = "".join(f"; {note}" for note in self.notes)
         return (
-            f"{self.path}: {len(self.loaded)} tensors loaded in {self.naming}'s naming, "
+            f"{self.path}: {len(self.loaded)} tensors loaded in {owner(self.naming)} naming, "
             f"{len(self.missing)} missing, {len(self.surplus)} left out, "
             f"{len(self.reinitialised)} elsewhere start from random weights{notes}"
         )
@@ -101,7 +101,7 @@ def load_backbone(
         if other and other[0] != backbone_name:
             raise UserError(
                 f"weights {path}: not those of {backbone_name}; looks like "
-                f"{other[0]} in {other[1]}'s naming; "
+                f"{other[0]} in {owner(other[1])} naming; "
                 f"set config.model.backbone.name='{other[0]}', or .weights to another file"
             )
         if hits < len(targets) / 4:
@@ -111,7 +111,7 @@ def load_backbone(
                 "set config.model.backbone.weights to another file"
             )
         raise UserError(
-            f"weights {path}: not those of {backbone_name} in {naming.name}'s naming ({problems}); "
+            f"weights {path}: not those of {backbone_name} in {owner(naming.name)} naming ({problems}); "
             f"set config.model.backbone.name to the file's network, or .weights to another file"
         )
     return fill(variables, naming, source, path, prefix=prefix, root="backbone")
@@ -158,6 +158,11 @@ def export(variables: Mapping[str, Any], naming: Naming, *, root: str = "") -> d
         prefix + name: to_file(target, np.asarray(flat[_place(target, root)], np.float32))
         for name, target in naming.targets.items()
     }
+
+
+def place_of(naming: Naming, name: str, *, root: str = "") -> str:
+    """The path of the leaf that an exported tensor is of."""
+    return "/".join(_place(naming.targets[name.removeprefix(naming.prefixes[0])], root))
 
 
 def unnamed(variables: Mapping[str, Any], naming: Naming, *, root: str = "") -> list[str]:
@@ -210,7 +215,7 @@ def fill(
     if resized:
         lines.append(f"{len(resized)} {_tensors(len(resized))} of position biases resized to the window here")
     left_out = sorted(name for name in source if name not in places)
-    if any(name.startswith(HEADS[:2]) for name in left_out):
+    if root and any(name.startswith(HEADS[:2]) for name in left_out):
         lines.append("the file is a whole segmentation model, whose heads are left out")
     absent = naming.optional - {name.removeprefix(prefix) for name in places}
     if absent:
@@ -334,6 +339,11 @@ def _place(target: Any, root: str) -> Place:
 
 def _like(old: Any, value: np.ndarray) -> Any:
     return jax.device_put(value, old.sharding) if isinstance(old, jax.Array) else value
+
+
+def owner(naming: str) -> str:
+    """`timm's`, `transformers'`."""
+    return f"{naming}'" if naming.endswith("s") else f"{naming}'s"
 
 
 def _tensors(count: int) -> str:

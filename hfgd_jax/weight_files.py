@@ -1,5 +1,6 @@
 """Weight files: names and arrays in and out, whatever project wrote them; nothing in a file is ever run."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,7 +63,8 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray], *, overwrite: boo
         save_file(contiguous, temporary, metadata={"format": "pt"})  # transformers insists on the format
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error})") from None
 
 
@@ -97,16 +99,16 @@ def _read_shards(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        head = file.read(4)
-    if head == b"PK\x03\x04" or head[:1] == b"\x80":
-        raise UserError(
-            f"weights {path}: is a torch file (a pickle), not .safetensors, and was not loaded; "
-            "if you trust its origin, name it .pth: it is then read as tensors only"
-        )
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
+        with path.open("rb") as file:
+            head = file.read(4)
+        if head == b"PK\x03\x04" or head[:1] == b"\x80":
+            raise UserError(
+                f"weights {path}: is a torch file (a pickle), not .safetensors, and was not loaded; "
+                "if you trust its origin, name it .pth: it is then read as tensors only"
+            ) from None
         raise UserError(
             f"weights {path}: cannot be read as .safetensors, maybe cut short ({error}); fetch it again"
         ) from None
