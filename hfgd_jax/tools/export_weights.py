@@ -70,9 +70,9 @@ def export_run(workdir: str, checkpoint: str, naming: str, output: str, *, overw
             f"--output={output}: want FILE.safetensors for the backbone in {naming or 'another'!r} naming; "
             "a folder takes a whole UPerNet with --naming=transformers"
         )
-    wanted = pretrained.find_naming(name, naming)
     if whole:
-        foreign.transformers_config(config, ())
+        foreign.transformers_config(config, ())  # refuses before anything is read
+    wanted = pretrained.find_naming(name, naming)
     _, on_mesh, step, table = system.load(config, workdir, checkpoint)
     variables = jax.device_get(on_mesh)
     if whole:
@@ -82,7 +82,8 @@ def export_run(workdir: str, checkpoint: str, naming: str, output: str, *, overw
     lost = pretrained.unnamed(variables, wanted, root="backbone")
     return [
         *(f"not written     {leaf}: {wanted.name} has no name for it" for leaf in lost),
-        f"wrote {path}: {len(tensors)} tensors of {name} at step {step} in {pretrained.owner(wanted.name)} naming",
+        f"wrote {path}: {len(tensors)} tensors of {name} at step {step}, "
+        f"in {pretrained.owner(wanted.name)} naming",
     ]
 
 

@@ -16,7 +16,7 @@ from etils import epath
 
 from hfgd_jax import checkpoints, cli, pretrained, system, weight_files
 from hfgd_jax import config as configuration
-from hfgd_jax.data.labels import IGNORE, TABLES, LabelTable
+from hfgd_jax.data.labels import IGNORE, TABLES, LabelTable, voc_colours
 from hfgd_jax.errors import UserError
 from hfgd_jax.models import BACKBONES, foreign
 from hfgd_jax.models.backbones.base import IMAGENET
@@ -124,7 +124,7 @@ def write_run(
 
 
 def label_table(given: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> LabelTable:
-    """The classes that a transformers config names, with generated colours.
+    """The classes that a transformers config names, with generated colours, or the data set's that has them.
 
     Args:
         given: the content of `config.json`. Names that occur twice get their number.
@@ -140,20 +140,15 @@ def label_table(given: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> La
     listed = [names[i] for i in range(len(names))]
     classes = tuple(f"{n} ({i})" if listed.count(n) > 1 else n for i, n in enumerate(listed))
     for table in TABLES.values():
-        if table.classes == classes:
+        if _first_synonyms(table.classes) == _first_synonyms(classes):
             return table
     shift = 1 if preprocessor.get("do_reduce_labels") or preprocessor.get("reduce_labels") else 0
     raw_ids = {i + shift: i for i in range(len(classes))} | {IGNORE: IGNORE} | ({0: IGNORE} if shift else {})
-    return LabelTable("imported", classes, palette(len(classes)), raw_ids)
+    return LabelTable("imported", classes, voc_colours(range(1, len(classes) + 1)), raw_ids)
 
 
-def palette(count: int) -> np.ndarray:
-    """Colours that differ, uint8 `[count, 3]`: Pascal VOC's, from its second on."""
-    numbers, colors = np.arange(1, count + 1), np.zeros((count, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colors[:, channel] |= ((numbers >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
-    return colors
+def _first_synonyms(classes: Sequence[str]) -> list[str]:
+    return [name.replace(";", ",").split(",")[0].strip().lower() for name in classes]
 
 
 def _preprocessor(folder: Path) -> Mapping[str, Any]:
