@@ -69,7 +69,7 @@ def test_transformers(name, sizes, parity, tmp_path):
         with torch.no_grad():
             levels = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2))).feature_maps
         for (level, feature), want in zip(ours.items(), levels, strict=True):
-            error = parity.relative_error(feature, want)
+            error = parity.relative_error(feature, want.permute(0, 2, 3, 1))
             print(f"{name} transformers {size} level {level}: {error:.1e}")
             assert error < TOLERANCE, (size, level)
 
@@ -99,6 +99,9 @@ def test_timm_and_the_authors_names(parity, tmp_path):
         return timm.create_model("swin_tiny_patch4_window7_224", always_partition=True, **options)
 
     theirs = parity.randomize(create())
+    for module in theirs.modules():
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()  # the masks, which are random as well now
     save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
     variables, report = loaded("swin_t", tmp_path / "timm.safetensors")
     assert report.naming == "timm"
