@@ -89,7 +89,7 @@ def camvid_raw(tmp_path) -> Path:
 def camvid_dir(tmp_path_factory) -> Path:
     """A data_dir with the miniature CamVid, prepared."""
     folder = tmp_path_factory.mktemp("camvid")
-    builders.prepare("camvid", write_camvid(folder / "raw"), folder / "data", report=quiet)
+    builders.prepare("camvid", write_camvid(folder / "raw"), folder / "data", allow_partial=True, report=quiet)
     return folder / "data"
 
 
@@ -104,7 +104,7 @@ def spoilt_dir(camvid_raw, tmp_path, monkeypatch) -> Path:
         path.write_bytes(path.read_bytes()[:keep])
     with monkeypatch.context() as patch:
         patch.setattr(builders.base, "checked", _unchecked)
-        builders.prepare("camvid", camvid_raw, tmp_path / "spoilt", report=quiet)
+        builders.prepare("camvid", camvid_raw, tmp_path / "spoilt", allow_partial=True, report=quiet)
     return tmp_path / "spoilt"
 
 

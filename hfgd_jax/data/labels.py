@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from hfgd_jax.data.label_tables import ade20k, camvid, cityscapes, coco_stuff, pascal_context, shapes
 from hfgd_jax.errors import UserError
 
 IGNORE = 255
@@ -81,6 +82,25 @@ class LabelTable:
             )
         return self._lookup[raw].astype(np.uint8)
 
+    def to_raw_ids(self, train: UInt8[np.ndarray, "h w"]) -> Integer[np.ndarray, "h w"]:
+        """Writes train ids back as raw ids, as a benchmark's server wants them.
+
+        Returns:
+            uint8, or uint16 where an id needs it. Where several raw ids have one train id, or are ignored,
+            the smallest stands for them.
+
+        Raises:
+            UserError: a value that no raw id has.
+        """
+        back = np.full(256, -1, np.int32)
+        for raw, value in sorted(self.raw_ids.items(), reverse=True):
+            back[value] = raw
+        out = back[train]
+        if out.size and out.min() < 0:
+            missing = np.unique(train[out < 0]).tolist()
+            raise UserError(f"train id {missing[0]}: data set {self.name!r} has no raw id for it")
+        return out.astype(np.uint8 if back.max() < 256 else np.uint16)
+
     def to_json(self) -> str:
         """The table as JSON; `from_json` reads it back."""
         return json.dumps(
@@ -130,48 +150,63 @@ def _ranges(ids: Mapping[int, int]) -> str:
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
 
 
-def _contiguous(name: str, classes: Sequence[tuple[str, tuple[int, int, int]]], *ignored: int) -> LabelTable:
-    """A table whose raw ids 0 to K - 1 are the train ids; the raw ids in `ignored` are ignored."""
-    raw_ids = {i: i for i in range(len(classes))} | dict.fromkeys(ignored, IGNORE)
-    return LabelTable(
-        name, tuple(c for c, _ in classes), np.array([p for _, p in classes], np.uint8), raw_ids
+def voc_colours(ids: Sequence[int]) -> UInt8[np.ndarray, "n 3"]:
+    """The colours that PASCAL VOC gives to the ids 0-255."""
+    ids = np.asarray(ids, np.int64)
+    out = np.zeros((len(ids), 3), np.uint8)
+    for bit in range(24):
+        out[:, bit % 3] |= ((ids >> bit & 1) << (7 - bit // 3)).astype(np.uint8)
+    return out
+
+
+def make_table(
+    name: str,
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    raw_ids: Sequence[int],
+    ignored: Sequence[int] = (),
+) -> LabelTable:
+    """A table of classes with raw ids in the same order, and the raw ids that are ignored."""
+    mapping = {raw: train for train, raw in enumerate(raw_ids)} | dict.fromkeys(ignored, IGNORE)
+    return LabelTable(name, tuple(classes), np.array(palette, np.uint8), mapping)
+
+
+def _coco_stuff(name: str, shift: int, unlabelled: int) -> LabelTable:
+    ids, names = zip(*coco_stuff.CLASSES, strict=True)
+    return make_table(name, names, voc_colours(ids), [i - shift for i in ids], [unlabelled])
+
+
+def _pascal_context() -> LabelTable:
+    """For 59-class files in the owners' order; 0 is background, which is ignored."""
+    ids = range(1, len(pascal_context.CLASSES) + 1)
+    return make_table(
+        "pascal_context", [name for name, _ in pascal_context.CLASSES], voc_colours(ids), ids, [0]
     )
 
 
+def _coloured(
+    name: str, classes: Sequence[tuple[str, tuple[int, int, int]]], first: int, ignored: int
+) -> LabelTable:
+    """Raw ids run from `first`."""
+    names, colours = zip(*classes, strict=True)
+    return make_table(name, names, colours, range(first, first + len(names)), [ignored])
+
+
+def _cityscapes() -> LabelTable:
+    ids, names, colours = zip(*cityscapes.CLASSES, strict=True)
+    return make_table("cityscapes", names, colours, ids, [i for i, _ in cityscapes.IGNORED])
+
+
+# Those of the data sets whose classes are known beforehand.
 TABLES: dict[str, LabelTable] = {
     table.name: table
     for table in (
-        _contiguous(
-            "camvid",
-            (
-                ("sky", (128, 128, 128)),
-                ("building", (128, 0, 0)),
-                ("pole", (192, 192, 128)),
-                ("road", (128, 64, 128)),
-                ("pavement", (0, 0, 192)),
-                ("tree", (128, 128, 0)),
-                ("sign", (192, 128, 128)),
-                ("fence", (64, 64, 128)),
-                ("car", (64, 0, 128)),
-                ("pedestrian", (64, 64, 0)),
-                ("bicyclist", (0, 128, 192)),
-            ),
-            11,  # void
-        ),
-        _contiguous(
-            "shapes",
-            (
-                ("sky", (135, 190, 235)),
-                ("water", (40, 90, 180)),
-                ("grass", (110, 190, 80)),
-                ("road", (128, 64, 128)),
-                ("building", (190, 120, 90)),
-                ("tree", (20, 110, 50)),
-                ("pole", (250, 220, 90)),
-                ("sign", (230, 50, 60)),
-                ("car", (70, 20, 140)),
-            ),
-            IGNORE,
-        ),
+        _coloured("ade20k", ade20k.CLASSES, 1, 0),
+        _coloured("camvid", camvid.CLASSES, 0, camvid.VOID),
+        _cityscapes(),
+        _coco_stuff("coco_stuff10k", 0, 0),
+        _coco_stuff("coco_stuff164k", 1, 255),
+        _pascal_context(),
+        _coloured("shapes", shapes.CLASSES, 0, IGNORE),
     )
 }

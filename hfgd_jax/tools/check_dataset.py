@@ -5,42 +5,103 @@ python -m hfgd_jax.tools.check_dataset --dataset camvid --source RAW        its 
 
 Prints each split's label values and the share of each class, then every problem with the file's name:
 unreadable files, pictures without label and labels without picture, different sizes, values outside the
-label table, labels that are ignored throughout, classes that are never seen. Exit code 1 where there are
-problems, 2 for unusable arguments.
+label table, labels that are ignored throughout, classes that are never seen, folders of images and labels
+that look swapped; and what the values look like, where they do not look like ids. Exit code 1 where there
+are problems, 2 for unusable arguments and folders of another layout.
 """
 
 import dataclasses
+import functools
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
+from jaxtyping import Integer
 
 from hfgd_jax import cli
 from hfgd_jax.data import builders, source
-from hfgd_jax.data.builders import base
+from hfgd_jax.data.builders import base, files, parallel
 from hfgd_jax.data.labels import IGNORE, LabelTable
 from hfgd_jax.errors import UserError
+from hfgd_jax.tools import label_hints
+from hfgd_jax.tools.prepare import define_division_flags, division_options
 
 MAX_LINES = 20  # of one kind of problem that are printed
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """A picture and its label to check.
+@dataclasses.dataclass
+class Finding:
+    """What was found in one picture and its label.
 
     Attributes:
-        size: reads the picture; None where there is none. Raises UserError.
-        label: reads the ids; None where there are none. Raises UserError.
-        label_name: where the ids are, for messages.
-        missing: what to say of a picture without label, or a label without picture.
+        image: how the picture is called, where there is one.
+        size: its height and width, where it can be read.
+        values: label value -> pixels, where the label can be read.
+        colours: the label holds colours instead of ids.
+        swapped: the label is a picture in colours, and the picture looks like ids.
+        problems: (kind, line) each.
     """
 
-    size: Callable[[], tuple[int, int]] | None
-    label: Callable[[], np.ndarray] | None
-    label_name: str
-    missing: str = ""
+    image: str | None = None
+    size: tuple[int, int] | None = None
+    values: dict[int, int] = dataclasses.field(default_factory=dict)
+    colours: bool = False
+    swapped: bool = False
+    problems: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+
+def examine_raw(record: base.Record, labelled: bool, table: LabelTable) -> Finding:
+    """Reads a record of a raw data set."""
+    found = Finding(record.image_name)
+    if fault := base.unmatched(record, labelled):
+        found.problems.append(("unpaired files", fault))
+    data = None
+    if record.image_name is not None:
+        try:
+            data = record.image_bytes()
+            found.size = files.image_size(data, record.image_name)
+        except UserError as error:
+            found.problems.append(("unreadable images", str(error)))
+    if not labelled or record.label_name is None:
+        return found
+    try:
+        label = record.raw_label()
+    except UserError as error:
+        found.colours = isinstance(error, files.ColourLabelError)
+        found.swapped = found.colours and found.size is not None and files.looks_like_ids(data)
+        found.problems.append(("unusable labels", str(error)))
+        return found
+    _examine_label(label, record.label_name, table, found)
+    return found
+
+
+def examine_prepared(index: int, split: source.Split, table: LabelTable) -> Finding:
+    """Reads a record of a prepared data set."""
+    try:
+        example = split.example(index)
+    except source.CorruptRecordError as error:
+        return Finding(problems=[("unreadable records", str(error))])
+    name = f"{split.split} record {index} (id {example['id']!r})"
+    found = Finding(name, example["image"].shape[:2])
+    if split.labelled:
+        _examine_label(example["label"], name, table, found)
+    return found
+
+
+def _examine_label(label: Integer[np.ndarray, "h w"], name: str, table: LabelTable, found: Finding) -> None:
+    if found.size is not None and (fault := base.different_sizes(name, label.shape, found.size)):
+        found.problems.append(("different sizes", fault))
+    values, counts = np.unique(label, return_counts=True)
+    found.values = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    unknown = table.unknown_ids(values)
+    if unknown:
+        line = f"{name}: label value {files.listing(list(map(str, unknown)))} is not in the label table"
+        found.problems.append(("values outside the table", line))
+    elif all(table.raw_ids[value] == IGNORE for value in found.values):
+        found.problems.append(("ignored throughout", f"{name}: every pixel is ignored"))
 
 
 @dataclasses.dataclass
@@ -58,7 +119,17 @@ class SplitReport:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, kind: str, line: str) -> None:
+        """Adds a problem."""
         self.problems.append((kind, line))
+
+    def take(self, found: Finding) -> None:
+        """Adds what was found in one picture."""
+        self.images += 1
+        self.problems += found.problems
+        if found.size is not None:
+            self.sizes[found.size] += 1
+        self.values.update(found.values)
+        self.images_with.update(found.values.keys())
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
@@ -87,54 +158,27 @@ class SplitReport:
         yield from (f"  note: {note}" for note in self.notes)
 
 
-def check_split(name: str, items: Iterable[Item], table: LabelTable, labelled: bool = True) -> SplitReport:
-    """Reads every item once and reports."""
-    report = SplitReport(name, table, labelled=labelled)
-    for item in items:
-        report.images += 1
-        if item.missing:
-            report.add("unpaired files", item.missing)
-        _check_item(item, report)
+def check_split(
+    name: str, findings: Iterable[Finding], table: LabelTable, labelled: bool = True
+) -> SplitReport:
+    """Puts together what was found in a split's pictures."""
+    report, colours, swapped = SplitReport(name, table, labelled=labelled), 0, []
+    for found in findings:
+        report.take(found)
+        colours += found.colours
+        swapped += [found.image] if found.swapped else []
     if report.images == 0:
         report.add("empty split", f"{name}: no images")
+    elif 2 * len(swapped) > report.images:
+        line = (
+            f"{swapped[0]}: holds ids, and its label colours; are the folders of images and labels swapped?"
+        )
+        report.add("swapped folders", line)
     if labelled:
+        for hint in label_hints.hints(table, report.values, colours):
+            report.notes.append(hint)
         _check_classes(report)
     return report
-
-
-def _check_item(item: Item, report: SplitReport) -> None:
-    size = None
-    if item.size is not None:
-        try:
-            size = item.size()
-            report.sizes[size] += 1
-        except UserError as error:
-            report.add("unreadable images", str(error))
-    if item.label is None:
-        return
-    try:
-        label = item.label()
-    except UserError as error:
-        report.add("unreadable labels", str(error))
-        return
-    if size is not None and label.shape != size:
-        report.add(
-            "different sizes",
-            f"{item.label_name}: label is {label.shape[1]}x{label.shape[0]}, "
-            f"but its image is {size[1]}x{size[0]}",
-        )
-    values, counts = np.unique(label, return_counts=True)
-    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-        report.values[value] += count
-        report.images_with[value] += 1
-    unknown = [v for v in values.tolist() if v not in report.table.raw_ids]
-    if unknown:
-        report.add(
-            "values outside the table",
-            f"{item.label_name}: label value {', '.join(map(str, unknown))} is not in the label table",
-        )
-    elif all(report.table.raw_ids[v] == IGNORE for v in values.tolist()):
-        report.add("ignored throughout", f"{item.label_name}: every pixel is ignored")
 
 
 def _check_classes(report: SplitReport) -> None:
@@ -148,65 +192,55 @@ def _check_classes(report: SplitReport) -> None:
                 report.notes.append(line)
 
 
-def raw_items(split: base.Split) -> Iterator[Item]:
-    """The records of a raw split."""
-    for record in split.records:
-        image, label = record.image_name, record.label_name
-        missing = ""
-        if image is None:
-            missing = f"{label}: label without an image"
-        elif label is None and split.labelled:
-            missing = f"{image}: image without a label"
-        yield Item(
-            size=None if image is None else lambda r=record: base.image_size(r.image_bytes(), r.image_name),
-            label=record.raw_label if label is not None and split.labelled else None,
-            label_name=label or "",
-            missing=missing,
-        )
-
-
-def prepared_items(split: source.Split) -> Iterator[Item]:
-    """The records of a prepared split."""
-    for index in range(len(split)):
-
-        def read(key: str, index: int = index) -> np.ndarray:
-            return split.example(index)[key]
-
-        try:
-            example = split.example(index)
-        except source.CorruptRecordError:
-            yield Item(lambda read=read: read("image").shape[:2], None, "")
-            continue
-        yield Item(
-            size=lambda image=example["image"]: image.shape[:2],
-            label=(lambda label=example["label"]: label) if split.labelled else None,
-            label_name=f"{split.split} record {index} (id {example['id']!r})",
-        )
-
-
 def check(
-    dataset: str, *, data_dir: str | Path | None = None, raw: str | Path | None = None
+    dataset: str,
+    *,
+    data_dir: str | Path | None = None,
+    raw: str | Path | None = None,
+    options: base.Options = base.DEFAULTS,
 ) -> list[SplitReport]:
     """Checks all splits of a prepared data set, or of a raw folder where `raw` is given.
+
+    Args:
+        dataset: which data set.
+        data_dir: where prepared data sets live.
+        raw: a raw folder to check instead.
+        options: how to divide a raw folder that does not say so itself.
 
     Raises:
         UserError: an unknown data set, or nothing of its layout in the place named.
     """
     builder = builders.get(dataset)
+    reports = []
     if raw is not None:
         folder = builders.source_folder(dataset, raw)
-        table = builder.table(folder)
-        return [
-            check_split(name, raw_items(split), table, split.labelled)
-            for name, split in builder.splits(folder).items()
-        ]
-    reports = []
+        table, splits = builder.table(folder), builders.raw_splits(dataset, folder, options)
+        for name, split in splits.items():
+            examine = functools.partial(examine_raw, labelled=split.labelled, table=table)
+            findings = _watched(dataset, name, parallel.ordered_map(examine, split.records), split.records)
+            reports.append(check_split(name, findings, table, split.labelled))
+            reports[-1].notes += builders.wrong_counts(dataset, {name: split})
+        return reports
     for name in source.split_names(data_dir, dataset):
         split = source.open_split(data_dir, dataset, name)
         ids = {i: i for i in range(split.table.num_classes)} | {IGNORE: IGNORE}
         table = LabelTable(dataset, split.table.classes, split.table.palette, ids)
-        reports.append(check_split(name, prepared_items(split), table, split.labelled))
+        examine = functools.partial(examine_prepared, split=split, table=table)
+        places = range(len(split))
+        findings = _watched(dataset, name, parallel.ordered_map(examine, places), places)
+        reports.append(check_split(name, findings, table, split.labelled))
     return reports
+
+
+def _watched(
+    dataset: str, name: str, findings: Iterable[Finding], records: Sequence[object]
+) -> Iterator[Finding]:
+    """The findings; on a terminal, with how far it has come."""
+    progress = parallel.Progress() if sys.stderr.isatty() else None
+    for done, found in enumerate(findings, start=1):
+        if progress:
+            progress(f"{dataset} {name}: {done}/{len(records)}")
+        yield found
 
 
 def define_flags() -> None:
@@ -214,13 +248,15 @@ def define_flags() -> None:
     flags.DEFINE_enum("dataset", None, sorted(builders.BUILDERS), "Which data set.", required=True)
     flags.DEFINE_string("source", None, "A raw folder to check instead of the prepared data set.")
     flags.DEFINE_string("data_dir", "data", "Where prepared data sets live.")
+    define_division_flags()
 
 
 def main(argv: Sequence[str]) -> int:
     """Checks what the flags say; returns the exit code."""
     del argv
     values = flags.FLAGS
-    reports = check(values.dataset, data_dir=values.data_dir, raw=values.source)
+    options = division_options()
+    reports = check(values.dataset, data_dir=values.data_dir, raw=values.source, options=options)
     for report in reports:
         print("\n".join(report.lines()))
     problems = sum(len(report.problems) for report in reports)

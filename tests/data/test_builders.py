@@ -1,6 +1,10 @@
 """Preparing: real layouts with their quirks, bad input by name, whole or not at all."""
 
+import fcntl
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +22,7 @@ def quiet(line):
 
 
 def prepare(raw, data_dir, dataset="camvid", **options):
-    return builders.prepare(dataset, raw, data_dir, report=quiet, **options)
+    return builders.prepare(dataset, raw, data_dir, allow_partial=True, report=quiet, **options)
 
 
 def assert_nothing_left(data_dir):
@@ -160,7 +164,7 @@ def test_a_full_disk_is_the_users_to_know(camvid_raw, tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match=r"preparing 'camvid' failed .*No space left"):
-        builders.prepare("camvid", camvid_raw, tmp_path / "data", report=report)
+        builders.prepare("camvid", camvid_raw, tmp_path / "data", allow_partial=True, report=report)
     assert_nothing_left(tmp_path / "data")
 
 
@@ -171,7 +175,7 @@ def test_an_interrupted_preparation_leaves_nothing(failure, camvid_raw, tmp_path
             raise failure
 
     with pytest.raises(failure):
-        builders.prepare("camvid", camvid_raw, tmp_path / "data", report=report)
+        builders.prepare("camvid", camvid_raw, tmp_path / "data", allow_partial=True, report=report)
     assert_nothing_left(tmp_path / "data")
 
 
@@ -198,14 +202,94 @@ def test_a_failed_overwrite_keeps_the_old_set(camvid_raw, tmp_path):
     assert list(data.iterdir()) == [data / "camvid"]
 
 
-def test_leftovers_of_a_killed_preparation_go_after_a_day(camvid_raw, tmp_path):
+def test_leftovers_of_killed_preparations_go_and_those_at_work_stay(camvid_raw, tmp_path):
     data = tmp_path / "data"
-    old, young = data / ".camvid.incomplete-old", data / ".camvid.incomplete-young"
-    for folder in (old, young):
+    names = ("killed", "at-work", "old", "young")
+    killed, at_work, old, young = (data / f".camvid.incomplete-{name}" for name in names)
+    for folder in (killed, at_work, old, young):
         (folder / "camvid").mkdir(parents=True)
-    os.utime(old, (0, 0))
+    for folder in (killed, at_work):
+        (folder / "lock").touch()
+    for folder in (at_work, old):
+        os.utime(folder, (0, 0))
+    with (at_work / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        prepare(camvid_raw, data)
+    assert at_work.exists() and young.exists()
+    assert not killed.exists() and not old.exists()
+
+
+def test_a_killed_preparation_leaves_nothing_that_looks_whole_and_runs_again(camvid_raw, tmp_path):
+    program = (
+        "import os, signal, sys\n"
+        "from hfgd_jax.data import builders\n"
+        "def report(line):\n"
+        "    if line.startswith('camvid val: 3/'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "builders.prepare('camvid', sys.argv[1], sys.argv[2], allow_partial=True, report=report)\n"
+    )
+    data = tmp_path / "data"
+    killed = subprocess.run([sys.executable, "-c", program, camvid_raw, data], timeout=60, check=False)
+    assert killed.returncode == -9
+    (left,) = data.iterdir()
+    assert left.name.startswith(".camvid.incomplete-")
+    with pytest.raises(UserError, match="not prepared"):
+        source.open_split(data, "camvid", "train")
     prepare(camvid_raw, data)
-    assert not old.exists() and young.exists()
+    assert list(data.iterdir()) == [data / "camvid"]
+    assert len(source.open_split(data, "camvid", "val")) == 5
+
+
+def test_all_bad_records_are_named_in_one_error(camvid_raw, tmp_path):
+    messages = [spoil(camvid_raw) for spoil in (spoil_value, spoil_size, spoil_png)]
+    with pytest.raises(UserError) as caught:
+        prepare(camvid_raw, tmp_path / "data")
+    for message in messages:
+        assert re.search(message, str(caught.value))
+    assert_nothing_left(tmp_path / "data")
+
+
+def test_of_many_unmatched_files_the_first_are_named_before_anything_is_written(camvid_raw, tmp_path):
+    for i in range(14):
+        Image.new("L", (4, 4)).save(camvid_raw / "val" / "labels" / f"extra{i:02d}.png")
+    with pytest.raises(UserError, match=r"extra00.png: label without an image; .*\(14 in all\)") as caught:
+        prepare(camvid_raw, tmp_path / "data")
+    assert "extra11" in str(caught.value) and "extra12" not in str(caught.value)
+    assert not (tmp_path / "data").exists()
+
+
+def test_endless_faults_are_not_endured(camvid_raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(builders, "_MAX_FAULTS", 2)
+    for path in (camvid_raw / "train" / "labels").glob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"seq01.*, and no more were looked for") as caught:
+        prepare(camvid_raw, tmp_path / "data")
+    assert "seq02" not in str(caught.value)
+
+
+def test_another_number_of_records_than_the_owners_is_told(camvid_raw, tmp_path):
+    with pytest.raises(
+        UserError, match=r"train has 6 records, its owners count 367; val has 5 .* 101; .*--allow_partial"
+    ):
+        builders.prepare("camvid", camvid_raw, tmp_path / "data", report=quiet)
+    assert not (tmp_path / "data").exists()
+
+
+def test_swapped_folders_are_told(camvid_raw, tmp_path):
+    images, labels = camvid_raw / "train" / "images", camvid_raw / "train" / "labels"
+    labels.rename(camvid_raw / "aside")
+    images.rename(labels)
+    (camvid_raw / "aside").rename(images)
+    (labels / "seq03_f00090.png").unlink()
+    with pytest.raises(UserError, match=r"labels/seq00_f00000.jpg: a JPEG in the folder of the labels"):
+        prepare(camvid_raw, tmp_path / "data")
+
+
+def test_splits_of_its_own_are_not_divided(camvid_raw, tmp_path):
+    with pytest.raises(UserError, match=r"'camvid' has splits of its own; .*: folder"):
+        prepare(camvid_raw, tmp_path / "data", options=base.Options(val_ratio=0.5))
+    with pytest.raises(UserError, match=r"val_ratio=1.5: want a share"):
+        base.Options(val_ratio=1.5)
 
 
 def test_preparing_twice_gives_the_same_bytes(camvid_raw, tmp_path):
@@ -219,7 +303,7 @@ def test_preparing_twice_gives_the_same_bytes(camvid_raw, tmp_path):
 @pytest.mark.parametrize(
     ("dataset", "raw", "message"),
     [
-        ("cmavid", ".", "data set 'cmavid': unknown; one of camvid, shapes"),
+        ("cmavid", ".", "data set 'cmavid': unknown; one of ade20k, camvid, "),
         ("camvid", None, "data set 'camvid' needs its raw folder: --source"),
         ("camvid", "nowhere", "nowhere: no such folder"),
     ],

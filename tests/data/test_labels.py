@@ -27,9 +27,10 @@ def test_camvid_is_the_eleven_classes_with_void_ignored():
 
 
 def test_every_data_set_has_a_table_with_different_colours():
-    assert set(TABLES) == set(builders.BUILDERS)
+    assert set(TABLES) == set(builders.BUILDERS) - {"folder"}  # whose classes its own folder says
     for each in TABLES.values():
-        assert len(np.unique(each.palette, axis=0)) == each.num_classes
+        shared = each.name == "ade20k"  # its owners gave road and skyscraper the same
+        assert len(np.unique(each.palette, axis=0)) == each.num_classes - shared
     assert TABLES["shapes"].num_classes == 9
 
 

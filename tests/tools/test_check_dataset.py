@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hfgd_jax.data import builders
 from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
 from hfgd_jax.tools import check_dataset
@@ -100,6 +101,20 @@ def fault_colours(raw):
     return f"{path}: label has mode RGB"
 
 
+def fault_empty_file(raw):
+    path = label_of(raw, "train", 3)
+    path.write_bytes(b"")
+    return f"{path}: label cannot be read"
+
+
+def fault_large_value(raw):
+    path = label_of(raw, "val", 1)
+    label = np.asarray(Image.open(path)).copy()
+    label[5, 5] = 200
+    Image.fromarray(label).save(path)
+    return f"{path}: label value 200 is not in the label table"
+
+
 def fault_class_never_seen(raw):
     for path in (raw / "train" / "labels").glob("*.png"):
         label = np.asarray(Image.open(path)).copy()
@@ -116,7 +131,7 @@ def test_each_fault_is_found_and_named(fault, camvid_raw):
     message = fault(camvid_raw)
     found = problems(check_dataset.check("camvid", raw=camvid_raw))
     assert len(found) == 1, found
-    assert found[0].startswith(message)
+    assert found[0].startswith(message), found
 
 
 def test_all_faults_are_found_at_once(camvid_raw):
@@ -136,7 +151,101 @@ def test_a_class_missing_in_validation_alone_is_a_note(camvid_raw):
         Image.fromarray(label).save(path)
     train, val = check_dataset.check("camvid", raw=camvid_raw)
     assert problems([train, val]) == []
-    assert val.notes == ["class 9 'pedestrian' is never seen in val"]
+    assert val.notes == [
+        "class 9 'pedestrian' is never seen in val",
+        "val has 5 records, its owners count 101",
+    ]
+
+
+def hints(reports):
+    return [note for report in reports for note in report.notes if "owners count" not in note]
+
+
+def rewrite(raw, change):
+    """Puts `change(label)` in the place of every label."""
+    for path in raw.glob("*/labels/*.png"):
+        Image.fromarray(change(np.asarray(Image.open(path)))).save(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (
+            lambda label: ((label > 5) * 255).astype(np.uint8),
+            "the values are 0 and 255, as in black and white",
+        ),
+        (lambda label: label + np.uint8(1), "the values look shifted by one: 1-12 in place of 0-11"),
+        (
+            lambda label: np.asarray(
+                Image.fromarray(TABLES["camvid"].palette[label.clip(max=10)]).convert("L")
+            ),
+            "the values are the greys of a palette's colours",
+        ),
+        (
+            lambda label: np.where(label == 3, 12, label).astype(np.uint8),
+            "there is one value more than the table has, 12",
+        ),
+        (
+            lambda label: TABLES["camvid"].palette[label.clip(max=10)],
+            "{} labels hold colours; they must hold ids",
+        ),
+    ],
+)
+def test_what_labels_look_like_is_said(change, hint, camvid_raw):
+    rewrite(camvid_raw, change)
+    reports = check_dataset.check("camvid", raw=camvid_raw)
+    found = hints(reports)
+    for report, count in zip(reports, (6, 5), strict=True):
+        assert report.problems
+        assert len([line for line in report.notes if line.startswith(hint.format(count))]) == 1, found
+        assert any(line.startswith("  note: " + hint.format(count)) for line in report.lines())
+
+
+def test_black_and_white_masks_of_a_folder_are_noticed_when_prepared(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / "raw" / part).mkdir(parents=True)
+    for i in range(4):
+        Image.new("RGB", (20, 10), (i, 9, 9)).save(tmp_path / "raw" / "images" / f"{i}.jpg")
+        mask = ((np.indices((10, 20)).sum(0) + i) % 2 * 255).astype(np.uint8)
+        Image.fromarray(mask).save(tmp_path / "raw" / "masks" / f"{i}.png")
+    (tmp_path / "raw" / "classes.txt").write_text("background\nobject\n")
+    builders.prepare("folder", tmp_path / "raw", tmp_path / "data", report=lambda line: None)
+    for reports in (
+        check_dataset.check("folder", raw=tmp_path / "raw"),
+        check_dataset.check("folder", data_dir=tmp_path / "data"),
+    ):
+        assert problems(reports) == ["class 1 'object' is never seen in train"]
+        assert [note for note in hints(reports) if note.startswith("the values are 0 and 255")]
+
+
+def test_good_labels_get_no_hints(camvid_raw, camvid_dir):
+    assert hints(check_dataset.check("camvid", raw=camvid_raw)) == []
+    assert hints(check_dataset.check("camvid", data_dir=camvid_dir)) == []
+
+
+def swap(raw):
+    for split in ("train", "val"):
+        (raw / split / "images").rename(raw / "aside")
+        (raw / split / "labels").rename(raw / split / "images")
+        (raw / "aside").rename(raw / split / "labels")
+
+
+def test_swapped_folders_with_jpegs_are_told(camvid_raw):
+    swap(camvid_raw)
+    (camvid_raw / "train" / "labels" / "seq03_f00090.png").unlink()
+    with pytest.raises(UserError, match=r"train/labels/seq00_f00000.jpg: a JPEG in the folder of the labels"):
+        check_dataset.check("camvid", raw=camvid_raw)
+
+
+def test_swapped_folders_with_pngs_alone_are_told(camvid_raw):
+    for path in camvid_raw.glob("*/images/*.jpg"):
+        Image.open(path).convert("RGB").save(path.with_suffix(".png"))
+        path.unlink()
+    swap(camvid_raw)
+    reports = check_dataset.check("camvid", raw=camvid_raw)
+    for report, name in zip(reports, ("train", "val"), strict=True):
+        (line,) = [line for kind, line in report.problems if kind == "swapped folders"]
+        assert line.startswith(f"{camvid_raw / name / 'images' / 'seq00_f00000.png'}: holds ids")
 
 
 def test_unlabelled_splits_are_no_problem(camvid_raw):

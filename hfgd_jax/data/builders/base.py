@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -10,12 +10,10 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Integer, UInt8
-from PIL import Image
 
+from hfgd_jax.data.builders import files
 from hfgd_jax.data.labels import TABLES, LabelTable
 from hfgd_jax.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Record(Protocol):
@@ -40,11 +38,12 @@ class Record(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FileRecord:
-    """A record whose picture and label are files."""
+    """A record whose picture and label are files; `read` reads the label."""
 
     id: str
     image: Path | None
     label: Path | None
+    read: Callable[[Path], Integer[np.ndarray, "h w"]] = files.read_label
 
     @property
     def image_name(self) -> str | None:
@@ -61,7 +60,7 @@ class FileRecord:
             raise UserError(f"{self.image}: image cannot be read ({error.strerror})") from None
 
     def raw_label(self) -> Integer[np.ndarray, "h w"]:
-        return read_label(self.label)
+        return self.read(self.label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,76 +71,99 @@ class Split:
     labelled: bool = True
 
 
-def read_label(path: Path) -> Integer[np.ndarray, "h w"]:
-    """Ids of a one-channel label file; of a palette file the indices, not the colours.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a folder without lists of its own is divided.
 
-    Raises:
-        UserError: the file cannot be read, or has several channels.
+    Attributes:
+        val_ratio: the share of the pictures that is for validation, above 0 and below 1.
+        seed: chooses which.
     """
-    try:
-        with Image.open(path) as image:
-            ids = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: label cannot be read ({error})") from None
-    if ids.ndim != 2 or ids.dtype == bool:
-        raise UserError(f"{path}: label has mode {image.mode}; want one channel of ids (8 or 16 bits)")
-    return ids
+
+    val_ratio: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_ratio < 1:
+            raise UserError(f"val_ratio={self.val_ratio}: want a share above 0 and below 1, such as 0.1")
 
 
-def image_size(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width of an encoded picture, after decoding all of it.
+DEFAULTS = Options()
 
-    Raises:
-        UserError: it cannot be decoded.
-    """
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    if image is None:
-        raise UserError(f"{name}: image cannot be decoded ({len(data)} bytes; truncated or not an image)")
-    return image.shape[:2]
+
+def unmatched(record: Record, labelled: bool) -> str | None:
+    """What to say of a picture without label or a label without picture; None where both are there."""
+    if record.image_name is None:
+        return f"{record.label_name}: label without an image"
+    if labelled and record.label_name is None:
+        return f"{record.image_name}: image without a label"
+    return None
+
+
+def different_sizes(name: str, label: tuple[int, ...], image: tuple[int, int]) -> str | None:
+    """What to say where label and image have different sizes; None where they do not."""
+    if tuple(label) == tuple(image):
+        return None
+    turned = "; is one of them turned by 90 degrees?" if label[0] != label[1] and label == image[::-1] else ""
+    return f"{name}: label is {label[1]}x{label[0]}, but its image is {image[1]}x{image[0]}{turned}"
 
 
 def checked(record: Record, table: LabelTable, labelled: bool) -> tuple[bytes, UInt8[np.ndarray, "h w"]]:
     """The encoded picture and the label in train ids (1x1 where the split has no labels).
 
     Raises:
-        UserError: a missing or unreadable file, different sizes, or a value outside the table.
+        UserError: an unreadable file, different sizes, or a value outside the table.
     """
-    if record.image_name is None:
-        raise UserError(f"{record.label_name}: label without an image")
     data = record.image_bytes()
-    size = image_size(data, record.image_name)
+    size = files.image_size(data, record.image_name)
     if not labelled:
         return data, np.full((1, 1), 255, np.uint8)
-    if record.label_name is None:
-        raise UserError(f"{record.image_name}: image without a label")
     raw = record.raw_label()
-    if raw.shape != size:
-        raise UserError(
-            f"{record.label_name}: label is {raw.shape[1]}x{raw.shape[0]}, "
-            f"but its image is {size[1]}x{size[0]}"
-        )
+    if fault := different_sizes(record.label_name, raw.shape, size):
+        raise UserError(fault)
     try:
         return data, table.to_train_ids(raw)
     except UserError as error:
         raise UserError(f"{record.label_name}: {error}") from None
 
 
+def example(record: Record, table: LabelTable, labelled: bool) -> dict[str, Any]:
+    """A record as TFDS takes it, checked and encoded. Raises UserError as `checked`."""
+    data, label = checked(record, table, labelled)
+    encoded = cv2.imencode(".png", label)[1].tobytes()
+    # Bytes, since TFDS encodes arrays with TensorFlow.
+    return {"id": record.id, "image": io.BytesIO(data), "label": io.BytesIO(encoded)}
+
+
 def pairs(images: Path, labels: Path) -> list[Record]:
-    """Files of two folders paired by stem, sorted; a file without a partner is a record with one side."""
-    found, masks = _by_stem(images, IMAGE_SUFFIXES), _by_stem(labels, (".png",))
+    """Files of two folders paired by stem, sorted; a file without a partner is a record with one side.
+
+    Raises:
+        UserError: as `files.by_key`, and where the folders look swapped.
+    """
+    found, masks = files.by_key(images, files.IMAGE_SUFFIXES), files.by_key(labels, (".png",))
+    files.refuse_pictures_for_labels(labels, masks)
     return [FileRecord(stem, found.get(stem), masks.get(stem)) for stem in sorted(found | masks)]
 
 
-def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    out: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
-            continue
-        if path.stem in out:
-            raise UserError(f"{path}: {out[path.stem].name} has the same name; which of them is meant?")
-        out[path.stem] = path
-    return out
+def listed(names: Path, images: Path, labels: Path, suffix: str, mat_key: str = "") -> list[Record]:
+    """The records that a list names, in its order: `images/NAME.jpg` and `labels/NAME` with the suffix.
+
+    Args:
+        names: the list.
+        images, labels: the folders.
+        suffix: of the labels.
+        mat_key: the variable to read in `.mat` files.
+
+    Raises:
+        UserError: as `files.read_list`, and where the folders hold nothing of some names.
+    """
+    found = files.by_key(images, files.IMAGE_SUFFIXES), files.by_key(labels, (suffix,))
+    read, wanted = files.label_reader(suffix, mat_key), files.read_list(names)
+    absent = [name for name in wanted if name not in found[0] and name not in found[1]]
+    if absent:
+        raise UserError(f"{names}: neither image nor label in {images.parent} of: {files.listing(absent)}")
+    return [FileRecord(name, found[0].get(name), found[1].get(name), read) for name in wanted]
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -156,7 +178,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     NAME: ClassVar[str]
     EMBEDDED: ClassVar[bool] = False  # needs no source
+    DIVIDES: ClassVar[bool] = False  # heeds Options
     LAYOUT: ClassVar[str] = ""  # one line for messages and help
+    COUNTS: ClassVar[Mapping[str, int]] = {}  # records by split, where the owners say how many there are
 
     def __init__(self, *, source: str = "", **kwargs: Any) -> None:
         self.source = Path(source)
@@ -164,12 +188,12 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     @classmethod
     def table(cls, source: Path) -> LabelTable:
-        """The data set's label table."""
+        """The data set's label table, for the raw ids that the folder's files hold."""
         del source
         return TABLES[cls.NAME]
 
     @classmethod
-    def splits(cls, source: Path) -> Mapping[str, Split]:
+    def splits(cls, source: Path, options: Options = DEFAULTS) -> Mapping[str, Split]:
         """Records of the raw folder, by split, in a fixed order.
 
         Raises:
@@ -198,6 +222,4 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     def _generate_examples(self, split: Split) -> Iterator[tuple[str, dict[str, Any]]]:
         table = self.table(self.source)
         for record in split.records:
-            data, label = checked(record, table, split.labelled)
-            # bytes and a PIL picture, since TFDS encodes arrays with TensorFlow
-            yield record.id, {"id": record.id, "image": io.BytesIO(data), "label": Image.fromarray(label)}
+            yield record.id, example(record, table, split.labelled)

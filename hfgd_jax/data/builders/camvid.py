@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from hfgd_jax.data.builders import base
+from hfgd_jax.data.builders import base, files
 from hfgd_jax.errors import UserError
 
 
@@ -15,9 +15,11 @@ class Camvid(base.SegmentationBuilder):
     NAME = "camvid"
     VERSION = tfds.core.Version("1.0.0")
     LAYOUT = "SOURCE/{train,val}/{images/NAME.jpg,labels/NAME.png}; a test folder likewise, if there is one"
+    COUNTS = {"train": 367, "val": 101, "test": 233}
 
     @classmethod
-    def splits(cls, source: Path) -> Mapping[str, base.Split]:
+    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.Split]:
+        del options
         found = {}
         for name in ("train", "val", "test"):
             images, labels = source / name / "images", source / name / "labels"
@@ -29,5 +31,5 @@ class Camvid(base.SegmentationBuilder):
                     raise UserError(f"{folder}: no such folder; want {cls.LAYOUT}")
             found[name] = base.Split(base.pairs(images, labels), labelled)
             if not found[name].records:
-                raise UserError(f"{images}: no images ({', '.join(base.IMAGE_SUFFIXES)}) in it")
+                raise UserError(f"{images}: no images ({', '.join(files.IMAGE_SUFFIXES)}) in it")
         return found

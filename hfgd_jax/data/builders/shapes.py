@@ -54,6 +54,6 @@ class Shapes(base.SegmentationBuilder):
     EMBEDDED = True
 
     @classmethod
-    def splits(cls, source: Path) -> Mapping[str, base.Split]:
-        del source
+    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.Split]:
+        del source, options
         return {name: base.Split([SceneRecord(name, i) for i in range(n)]) for name, n in SPLITS.items()}

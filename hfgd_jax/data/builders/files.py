@@ -1,0 +1,162 @@
+"""Files of raw data sets: finding them, pairing them, reading labels."""
+
+import collections
+import functools
+import io
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Integer
+from PIL import Image
+
+from hfgd_jax.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+NAMED = 12  # of the files with the same fault that a message names
+
+
+class ColourLabelError(UserError):
+    """A label file that holds colours instead of ids."""
+
+
+def listing(things: Sequence[str], joint: str = ", ") -> str:
+    """The first few of them and how many there are, for messages."""
+    first = joint.join(things[:NAMED])
+    return first if len(things) <= NAMED else f"{first}{joint}... ({len(things)} in all)"
+
+
+def first_folder(source: Path, *names: str, layout: str) -> Path:
+    """The first of these folders in `source` that is there.
+
+    Raises:
+        UserError: none is; says which layout is wanted.
+    """
+    for name in names:
+        if (source / name).is_dir():
+            return source / name
+    raise UserError(f"{source / names[0]}: no such folder; want {layout}")
+
+
+def by_key(folder: Path, suffixes: Sequence[str], *, deep: bool = False, ending: str = "") -> dict[str, Path]:
+    """Files with these suffixes by their names without suffix and `ending`, sorted.
+
+    Args:
+        folder: where they are; a missing one has no files.
+        suffixes: in lower case, with the point.
+        deep: in its subfolders, too; the key then is the path within `folder`, with slashes.
+        ending: what a name must end in before its suffix; it is no part of the key.
+
+    Raises:
+        UserError: two files have the same key.
+    """
+    out: dict[str, Path] = {}
+    for path in _files(folder, deep):
+        stem, suffix = path.stem, path.suffix
+        if path.name.startswith(".") or suffix.lower() not in suffixes or not stem.endswith(ending):
+            continue
+        key = (path.parent.relative_to(folder) / stem.removesuffix(ending)).as_posix()
+        if key in out:
+            raise UserError(f"{path}: {out[key].name} has the same name; which of them is meant?")
+        out[key] = path
+    return dict(sorted(out.items()))
+
+
+def _files(folder: Path, deep: bool) -> Iterable[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(folder.rglob("*") if deep else folder.iterdir())
+
+
+def refuse_pictures_for_labels(labels: Path, found: dict[str, Path], deep: bool = False) -> None:
+    """Tells of a folder of labels that holds JPEGs alone: the folders are swapped, or the labels spoilt.
+
+    Raises:
+        UserError: it is such a folder; the message names a file.
+    """
+    jpegs = {} if found else by_key(labels, JPEG_SUFFIXES, deep=deep)
+    if jpegs:
+        raise UserError(
+            f"{next(iter(jpegs.values()))}: a JPEG in the folder of the labels; are the folders of images "
+            "and labels swapped? Labels are lossless (PNG)"
+        )
+
+
+def read_list(path: Path) -> list[str]:
+    """The names in a split's list, one a line; blank lines are skipped.
+
+    Raises:
+        UserError: it cannot be read, is empty, or holds a name twice.
+    """
+    try:
+        names = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: list cannot be read ({error})") from None
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise UserError(f"{path}: no names in this list")
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: more than once in this list: {listing(twice)}")
+    return names
+
+
+def label_reader(suffix: str, key: str = "") -> Callable[[Path], Integer[np.ndarray, "h w"]]:
+    """What reads label files of this suffix; `key` names the variable in `.mat` files."""
+    return functools.partial(read_mat, key=key) if suffix == ".mat" else read_label
+
+
+def read_label(path: Path) -> Integer[np.ndarray, "h w"]:
+    """Ids of a one-channel label file; of a palette file the indices, not the colours.
+
+    Raises:
+        UserError: the file cannot be read, or has several channels (ColourLabelError).
+    """
+    try:
+        with Image.open(path) as image:
+            ids = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: label cannot be read ({error})") from None
+    if ids.ndim != 2 or ids.dtype == bool or ids.dtype.kind == "f":
+        raise ColourLabelError(f"{path}: label has mode {image.mode}; want one channel of ids (8 or 16 bits)")
+    return ids
+
+
+def read_mat(path: Path, key: str) -> Integer[np.ndarray, "h w"]:
+    """The label map called `key` in a MATLAB file.
+
+    Raises:
+        UserError: the file cannot be read, or has no such map.
+    """
+    import scipy.io  # half a second that only the readers of MATLAB files need
+
+    try:
+        ids = scipy.io.loadmat(path, variable_names=[key]).get(key)
+    except Exception as error:  # scipy and zlib raise many kinds
+        raise UserError(f"{path}: label cannot be read ({error})") from None
+    if ids is None:
+        raise UserError(f"{path}: no variable {key!r} in it")
+    if ids.ndim != 2 or ids.dtype.kind not in "uif" or (ids.dtype.kind == "f" and (ids % 1 != 0).any()):
+        raise UserError(f"{path}: {key!r} is {ids.dtype} of shape {ids.shape}; want a map of whole numbers")
+    return ids if ids.dtype.kind in "ui" else ids.astype(np.int64)
+
+
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """Height and width of an encoded picture, after decoding all of it.
+
+    Raises:
+        UserError: it cannot be decoded.
+    """
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    if image is None:
+        raise UserError(f"{name}: image cannot be decoded ({len(data)} bytes; truncated or not an image)")
+    return image.shape[:2]
+
+
+def looks_like_ids(data: bytes) -> bool:
+    """Whether an encoded picture has one channel (or a palette) and few values, as label files have."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.mode in ("1", "L", "P", "I", "I;16") and len(np.unique(np.asarray(image))) <= 64
