@@ -113,14 +113,18 @@ def _depthwise_by_groups(x: Array, kernel: Array, dilation: int) -> Array:
     )
 
 
+@functools.partial(jax.jit, static_argnames="dilation")  # traced once for all layers of a shape
 def _depthwise_by_taps(x: Array, kernel: Array, dilation: int) -> Array:
-    (h, w), k = x.shape[1:3], kernel.shape[0]
+    (b, h, w, c), k = x.shape, kernel.shape[0]
     padded, kernel = _padded_float32(x, k, dilation), kernel.astype(jnp.float32)
-    taps = ((a, b) for a in range(k) for b in range(k))
-    at = lambda a, b: padded[:, a * dilation : a * dilation + h, b * dilation : b * dilation + w]  # noqa: E731
-    return sum(at(a, b) * kernel[a, b, 0] for a, b in taps).astype(x.dtype)
+    total = jnp.zeros(x.shape, jnp.float32)
+    for i, j in ((i, j) for i in range(k) for j in range(k)):
+        top, left = i * dilation, j * dilation
+        total += lax.slice(padded, (0, top, left, 0), (b, top + h, left + w, c)) * kernel[i, j, 0]
+    return total.astype(x.dtype)
 
 
+@functools.partial(jax.jit, static_argnames=("size", "dilation"))
 def _depthwise_kernel_gradient_by_rows(x: Array, gradient: Array, size: int, dilation: int) -> Array:
     b, h, w, c = x.shape
     padded = _padded_float32(x, size, dilation)

@@ -1,9 +1,10 @@
-"""ResNets against a NumPy forward pass by torchvision's names, and against torchvision where installed."""
+"""ResNets against a NumPy forward pass by torchvision's names, the `d` variants by timm's."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from hfgd_jax.models.backbones import BACKBONES, channels, normalization, resnet
 from hfgd_jax.pretrained import load_backbone
@@ -12,9 +13,9 @@ safetensors = pytest.importorskip("safetensors.numpy")
 
 
 def source_weights(name, seed=0):
-    """Random weights in torchvision's names and layout, from its published structure."""
+    """Random weights in torchvision's (timm's) names and layout, from the published structure."""
     rng = np.random.default_rng(seed)
-    depths = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}[name]
+    depths = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet50d": (3, 4, 6, 3)}[name]
     out = {}
 
     def conv(key, o, i, k):
@@ -25,7 +26,13 @@ def source_weights(name, seed=0):
         out[f"{key}.bias"], out[f"{key}.running_mean"] = 0.1 * rng.normal(size=(2, c))
         out[f"{key}.num_batches_tracked"] = np.array(7)
 
-    conv("conv1", 64, 3, 7)
+    if name == "resnet50d":
+        for key, o, i in (("conv1.0", 32, 3), ("conv1.3", 32, 32), ("conv1.6", 64, 32)):
+            conv(key, o, i, 3)
+        norm("conv1.1", 32)
+        norm("conv1.4", 32)
+    else:
+        conv("conv1", 64, 3, 7)
     norm("bn1", 64)
     c = 64
     for stage, depth in enumerate(depths):
@@ -37,8 +44,9 @@ def source_weights(name, seed=0):
                 conv(f"{key}.conv{n}", o, inputs, k)
                 norm(f"{key}.bn{n}", o)
             if c != shapes[-1][0]:
-                conv(f"{key}.downsample.0", shapes[-1][0], c, 1)
-                norm(f"{key}.downsample.1", shapes[-1][0])
+                at = 1 if name == "resnet50d" else 0  # after the pooling, which has a number of its own
+                conv(f"{key}.downsample.{at}", shapes[-1][0], c, 1)
+                norm(f"{key}.downsample.{at + 1}", shapes[-1][0])
             c = shapes[-1][0]
     out["fc.weight"], out["fc.bias"] = rng.normal(size=(10, c)), rng.normal(size=10)
     return {key: value.astype(np.int64 if value.ndim == 0 else np.float32) for key, value in out.items()}
@@ -63,7 +71,16 @@ def numpy_resnet(w, name, x):
         scale = w[f"{key}.weight"] / np.sqrt(w[f"{key}.running_var"].astype(np.float64) + 1e-5)
         return (x - w[f"{key}.running_mean"]) * scale + w[f"{key}.bias"]
 
-    x = np.maximum(norm(conv(x, "conv1", 2), "bn1"), 0)
+    def mean_2x2(x):
+        rows = [x[i : i + 2].mean(0) for i in range(0, x.shape[0], 2)]  # the last may be alone
+        return np.stack([np.stack([row[j : j + 2].mean(0) for j in range(0, x.shape[1], 2)]) for row in rows])
+
+    if name == "resnet50d":
+        x = np.maximum(norm(conv(x, "conv1.0", 2), "conv1.1"), 0)
+        x = np.maximum(norm(conv(x, "conv1.3"), "conv1.4"), 0)
+        x = np.maximum(norm(conv(x, "conv1.6"), "bn1"), 0)
+    else:
+        x = np.maximum(norm(conv(x, "conv1", 2), "bn1"), 0)
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
     side = (x.shape[0] - 1) // 2 + 1
     x = np.max(
@@ -81,6 +98,9 @@ def numpy_resnet(w, name, x):
                 y = np.maximum(y, 0) if n < count else y
             if f"{key}.downsample.0.weight" in w:
                 x = norm(conv(x, f"{key}.downsample.0", stride), f"{key}.downsample.1")
+            elif f"{key}.downsample.1.weight" in w:
+                x = mean_2x2(x) if stride == 2 else x
+                x = norm(conv(x, f"{key}.downsample.1"), f"{key}.downsample.2")
             x, i = np.maximum(x + y, 0), i + 1
         pyramid[4 << stage] = x
     return pyramid
@@ -106,11 +126,10 @@ def relative(x, reference):
     return np.abs(np.asarray(x) - reference).max() / np.abs(reference).max()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("side", [65, 64])
+@pytest.mark.parametrize(
+    "name, side", [("resnet18", 65), ("resnet18", 64), ("resnet50", 65), ("resnet50d", 65)]
+)
 def test_equals_numpy(name, side, tmp_path):
-    if (name, side) == ("resnet50", 64):
-        pytest.skip("the bottleneck's geometry is that of the basic block")
     weights = source_weights(name)
     network, variables, report = imported(name, weights, tmp_path)
     assert len(report.loaded) == sum(
@@ -124,37 +143,18 @@ def test_equals_numpy(name, side, tmp_path):
         assert relative(pyramid[level][0], expected) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet101"])
-@pytest.mark.parametrize("output_stride", [32, 16, 8])
-def test_equals_torchvision(name, output_stride, tmp_path):
-    torch = pytest.importorskip("torch")
-    models = pytest.importorskip("torchvision.models")
-    if name == "resnet18" and output_stride != 32:
-        pytest.skip("torchvision has no dilated basic block")
-    weights = source_weights(name)
-    dilate = [False, output_stride == 8, output_stride <= 16]
-    reference = getattr(models, name)(num_classes=10, replace_stride_with_dilation=dilate).eval()
-    reference.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
-    image = np.random.default_rng(1).normal(size=(2, 65, 97, 3)).astype(np.float32)
-    with torch.no_grad():
-        x = torch.tensor(image.transpose(0, 3, 1, 2))
-        x = reference.maxpool(reference.relu(reference.bn1(reference.conv1(x))))
-        expected = {}
-        for stage in range(4):
-            x = getattr(reference, f"layer{stage + 1}")(x)
-            expected[4 << stage] = x.numpy().transpose(0, 2, 3, 1)
-    network, variables, _ = imported(name, weights, tmp_path, output_stride=output_stride)
-    pyramid = jax.jit(lambda v, x: network.apply(v, x, False))(variables, image)
-    for level in expected:
-        assert pyramid[level].shape == expected[level].shape
-        assert relative(pyramid[level], expected[level]) < 1e-4
+@pytest.mark.parametrize(
+    "name, size, strides",
+    [("resnet18", (65, 97), (16, 8)), ("resnet50", (65, 97), (8,)), ("resnet50d", (64, 96), (16,))],
+)
+def test_dilated_features_are_the_undilated_ones_in_between(name, size, strides, tmp_path):
+    """Sampled at the undilated network's places, a dilated network gives its features.
 
-
-@pytest.mark.parametrize("name, strides", [("resnet18", (16, 8)), ("resnet50", (8,))])
-def test_dilated_features_are_the_undilated_ones_in_between(name, strides, tmp_path):
-    """Sampled at the undilated network's places, a dilated network gives its features."""
+    Those of a `d` variant only at OS 16, and where no mean hangs over the edge: timm's means of 2x2 pixels
+    are not dilated themselves.
+    """
     weights = source_weights(name)
-    image = np.random.default_rng(1).normal(size=(1, 65, 97, 3)).astype(np.float32)
+    image = np.random.default_rng(1).normal(size=(1, *size, 3)).astype(np.float32)
     apply = lambda network, variables: jax.jit(lambda v, x: network.apply(v, x, False))(variables, image)  # noqa: E731
     network, variables, _ = imported(name, weights, tmp_path)
     plain = apply(network, variables)
@@ -162,7 +162,7 @@ def test_dilated_features_are_the_undilated_ones_in_between(name, strides, tmp_p
         dilated = apply(BACKBONES[name].build(output_stride=output_stride), variables)
         for level in (16, 32):
             step = level // min(level, output_stride)
-            side = 96 // min(level, output_stride) + 1
+            side = -(-size[1] // min(level, output_stride))
             assert dilated[level].shape[2] == side
             assert relative(dilated[level][:, ::step, ::step], np.asarray(plain[level])) < 1e-5
 
@@ -175,6 +175,7 @@ def test_dilated_features_are_the_undilated_ones_in_between(name, strides, tmp_p
         ("resnet50", 8, False, [[1, 2, 2, 2, 2, 2], [2, 4, 4]]),
         ("resnet50", 8, True, [[1, 2, 2, 2, 2, 2], [4, 8, 16]]),
         ("resnet50", 16, True, [[1] * 6, [2, 4, 8]]),
+        ("resnet50d", 8, False, [[1, 2, 2, 2, 2, 2], [2, 4, 4]]),
     ],
 )
 def test_dilation_rates(name, output_stride, multi_grid, last_stages):
@@ -188,3 +189,40 @@ def test_normalization_is_torchvisions():
     mean, std = normalization("resnet50")
     np.testing.assert_allclose(np.array(mean) / 255, (0.485, 0.456, 0.406), atol=1e-6)
     np.testing.assert_allclose(np.array(std) / 255, (0.229, 0.224, 0.225), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet50d", "resnet101d"])
+def test_shapes_of_deep_stems(name):
+    """And their parameters: the stem's are all that differs from the plain network's."""
+    images = jax.ShapeDtypeStruct((1, 513, 481, 3), jnp.float32)
+    parameters = {}
+    for variant in (name, name[:-1]):
+        init = BACKBONES[variant].build().init
+        variables = jax.eval_shape(lambda x, init=init: init(jax.random.key(0), x, False), images)
+        parameters[variant] = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert parameters[name] - parameters[name[:-1]] == (32 * 27 + 32 * 288 + 64 * 288 + 2 * 64) - 64 * 147
+    variables = jax.eval_shape(lambda x: BACKBONES[name].build().init(jax.random.key(0), x, False), images)
+    for output_stride in (32, 16, 8):
+        network = BACKBONES[name].build(output_stride=output_stride)
+        pyramid = jax.eval_shape(lambda v, x, net=network: net.apply(v, x, False), variables, images)
+        for level, c in channels(name).items():
+            stride = min(level, output_stride)
+            assert pyramid[level].shape == (1, 512 // stride + 1, 480 // stride + 1, c)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50d"])
+def test_every_naming_names_every_leaf_once(name):
+    images = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: BACKBONES[name].build().init(jax.random.key(0), x, False), images)
+    leaves = set(traverse_util.flatten_dict(shapes))
+    namings = {naming.name: naming for naming in BACKBONES[name].namings()}
+    assert list(namings) == (["timm"] if name == "resnet50d" else ["timm", "torchvision", "transformers"])
+    for naming in namings.values():
+        places = [(target.collection, *target.path) for target in naming.targets.values()]
+        assert len(places) == len(set(places))
+        assert set(places) == leaves
+        assert not any(naming.left_out(key) for key in naming.targets)
+    if name != "resnet50d":
+        assert namings["transformers"].left_out("classifier.1.weight")
+        second = namings["transformers"].targets["encoder.stages.1.layers.0.layer.1.convolution.weight"]
+        assert second.path == ("layer2_0", "conv2", "kernel")

@@ -7,6 +7,8 @@ BACKBONES: dict[str, Backbone] = {
     "resnet18": resnet.entry("resnet18"),
     "resnet50": resnet.entry("resnet50"),
     "resnet101": resnet.entry("resnet101"),
+    "resnet50d": resnet.entry("resnet50d"),
+    "resnet101d": resnet.entry("resnet101d"),
     "convnext_a": convnext.entry("convnext_a"),
     "convnext_t": convnext.entry("convnext_t"),
     "convnext_s": convnext.entry("convnext_s"),

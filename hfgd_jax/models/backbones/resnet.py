@@ -1,8 +1,12 @@
 """ResNet-18, 50 and 101: torchvision's v1.5 (stride on the 3x3), dilated for OS 16 and 8 (spec 1.6).
 
+The `d` variants (He et al., "Bag of tricks for image classification", 2019; timm's `resnet50d`) have a stem
+of three 3x3 convolutions, and average where the shortcut of a plain one skips pixels.
+
 Symmetric padding everywhere: with sizes of `32k + 1` a stride-s feature sits on pixels 0, s, 2s, ....
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -11,11 +15,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hfgd_jax.models.backbones.base import IMAGENET, Backbone, Naming, WeightTarget
-from hfgd_jax.models.layers import BatchNorm, Conv, batch_norm, max_pool
+from hfgd_jax.models.layers import BatchNorm, Conv, average_pool, batch_norm, max_pool
 
 EPSILON = 1e-5
 STAGE_CHANNELS = (64, 128, 256, 512)
-DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+DEPTHS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet50d": (3, 4, 6, 3),
+    "resnet101d": (3, 4, 23, 3),
+}
+STEM_CHANNELS = (32, 32, 64)  # of a deep stem
 MULTI_GRID = (1, 2, 4)
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
@@ -25,13 +36,29 @@ def is_bottleneck(name: str) -> bool:
     return name != "resnet18"
 
 
+def is_deep(name: str) -> bool:
+    """Whether the network is a `d` variant: a stem of three convolutions, averaging shortcuts."""
+    return name.endswith("d")
+
+
 class Block(nn.Module):
-    """A residual block; `dilations` are those of its 3x3 convolutions, in order (a bottleneck has one)."""
+    """A residual block.
+
+    Attributes:
+        features: of its 3x3 convolutions.
+        bottleneck: 1x1-3x3-1x1 rather than 3x3-3x3.
+        stride: of the first 3x3 and the shortcut.
+        dilations: of the 3x3 convolutions, in order (a bottleneck has one).
+        average: the shortcut takes the mean of 2x2 pixels before its 1x1 convolution, at the block's stride.
+        bn: decay and epsilon of the batch normalisation.
+        dtype: of the computation and the result.
+    """
 
     features: int
     bottleneck: bool
     stride: int
     dilations: tuple[int, ...]
+    average: bool
     bn: BatchNorm
     dtype: Any
 
@@ -50,7 +77,8 @@ class Block(nn.Module):
             y = conv(out, 3, 1, self.dilations[1], name="conv2")(nn.relu(norm(name="bn1")(y)))
             y = norm(name="bn2")(y)
         if self.stride != 1 or x.shape[-1] != out:
-            x = norm(name="downsample_bn")(conv(out, 1, self.stride, name="downsample_conv")(x))
+            x, stride = (average_pool(x, self.stride), 1) if self.average else (x, self.stride)
+            x = norm(name="downsample_bn")(conv(out, 1, stride, name="downsample_conv")(x))
         return nn.relu(y + x)
 
 
@@ -78,10 +106,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b h w c"]]:
-        x = Conv(64, 7, 2, kernel_init=he_fan_out, dtype=self.dtype, name="conv1")(images)
-        x = batch_norm(train, BatchNorm(self.decay, EPSILON), dtype=self.dtype, name="bn1")(x)
-        x = max_pool(nn.relu(x))
-        pyramid = {}
+        x, pyramid = max_pool(self._stem(images, train)), {}
         for stage, blocks in enumerate(self._plan()):
             for i, (stride, dilations) in enumerate(blocks):
                 x = Block(
@@ -89,12 +114,23 @@ class ResNet(nn.Module):
                     is_bottleneck(self.variant),
                     stride,
                     dilations,
+                    is_deep(self.variant) and stage > 0 and i == 0,
                     BatchNorm(self.decay, EPSILON),
                     self.dtype,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
             pyramid[4 << stage] = x
         return pyramid
+
+    def _stem(self, x: Float[Array, "b H W 3"], train: bool) -> Float[Array, "b h w c"]:
+        conv = partial(Conv, kernel_init=he_fan_out, dtype=self.dtype)
+        norm = partial(batch_norm, train, BatchNorm(self.decay, EPSILON), dtype=self.dtype)
+        if not is_deep(self.variant):
+            return nn.relu(norm(name="bn1")(conv(64, 7, 2, name="conv1")(x)))
+        for i, features in enumerate(STEM_CHANNELS, 1):
+            x = conv(features, 3, 2 if i == 1 else 1, name=f"stem_conv{i}")(x)
+            x = nn.relu(norm(name=f"stem_bn{i}")(x))
+        return x
 
     def _plan(self) -> list[list[tuple[int, tuple[int, ...]]]]:
         """Stride and dilations of every block of every stage."""
@@ -121,29 +157,52 @@ def channels(name: str) -> dict[int, int]:
 
 
 def torchvision_targets(name: str) -> dict[str, WeightTarget]:
-    """torchvision's name of every tensor of the network, and where it goes."""
-    bottleneck = is_bottleneck(name)
-    table = _conv_and_norm("conv1", "bn1", ("conv1",), ("bn1",))
-    for stage, depth in enumerate(DEPTHS[name]):
-        for i in range(depth):
-            source, block = f"layer{stage + 1}.{i}", f"layer{stage + 1}_{i}"
-            for k in range(1, 4 if bottleneck else 3):
-                table |= _conv_and_norm(
-                    f"{source}.conv{k}", f"{source}.bn{k}", (block, f"conv{k}"), (block, f"bn{k}")
-                )
-            if i == 0 and (stage > 0 or bottleneck):
-                table |= _conv_and_norm(
-                    f"{source}.downsample.0",
-                    f"{source}.downsample.1",
-                    (block, "downsample_conv"),
-                    (block, "downsample_bn"),
-                )
+    """torchvision's name of every tensor of the network, and where it goes; of a `d` variant, timm's."""
+    if is_deep(name):
+        norms = ("conv1.1", "conv1.4", "bn1")
+        table, shift = {}, 1  # after the pooling, which has no tensors
+        for i, norm in enumerate(norms):
+            table |= _conv_and_norm(f"conv1.{3 * i}", norm, (f"stem_conv{i + 1}",), (f"stem_bn{i + 1}",))
+    else:
+        table, shift = _conv_and_norm("conv1", "bn1", ("conv1",), ("bn1",)), 0
+    for source, block, convolutions, shortcut in _blocks(name, "layer{stage}.{i}"):
+        for k in range(1, convolutions + 1):
+            here = (block, f"conv{k}"), (block, f"bn{k}")
+            table |= _conv_and_norm(f"{source}.conv{k}", f"{source}.bn{k}", *here)
+        if shortcut:
+            here = (block, "downsample_conv"), (block, "downsample_bn")
+            parts = f"{source}.downsample.{shift}", f"{source}.downsample.{shift + 1}"
+            table |= _conv_and_norm(*parts, *here)
     return table
+
+
+def transformers_targets(name: str) -> dict[str, WeightTarget]:
+    """transformers' name of every tensor of a network that is no `d` variant, and where it goes."""
+
+    def layer(source: str, *here: tuple[str, ...]) -> dict[str, WeightTarget]:
+        return _conv_and_norm(f"{source}.convolution", f"{source}.normalization", *here)
+
+    table = layer("embedder.embedder", ("conv1",), ("bn1",))
+    for source, block, convolutions, shortcut in _blocks(name, "encoder.stages.{s}.layers.{i}"):
+        for k in range(convolutions):
+            table |= layer(f"{source}.layer.{k}", (block, f"conv{k + 1}"), (block, f"bn{k + 1}"))
+        if shortcut:
+            table |= layer(f"{source}.shortcut", (block, "downsample_conv"), (block, "downsample_bn"))
+    return table
+
+
+def _blocks(name: str, pattern: str) -> Iterator[tuple[str, str, int, bool]]:
+    """Of every block its name by `pattern`, its name here, its convolutions, whether its shortcut has one."""
+    bottleneck = is_bottleneck(name)
+    for s, depth in enumerate(DEPTHS[name]):
+        for i in range(depth):
+            source = pattern.format(s=s, stage=s + 1, i=i)
+            yield source, f"layer{s + 1}_{i}", 3 if bottleneck else 2, i == 0 and (s > 0 or bottleneck)
 
 
 def left_out(name: str) -> bool:
     """The source's classifier and torch's batch counters."""
-    return name.startswith("fc.") or name.endswith(".num_batches_tracked")
+    return name.startswith(("fc.", "classifier.")) or name.endswith(".num_batches_tracked")
 
 
 def _conv_and_norm(
@@ -159,9 +218,13 @@ def _conv_and_norm(
 
 
 def namings(name: str) -> tuple[Naming, ...]:
-    """The names that its weight files come in; timm's are torchvision's."""
-    targets = torchvision_targets(name)
-    return tuple(Naming(source, targets, left_out) for source in ("timm", "torchvision"))
+    """The names that its weight files come in; timm's are torchvision's, and alone have the `d` variants."""
+    timm = Naming("timm", torchvision_targets(name), left_out)
+    if is_deep(name):
+        return (timm,)
+    prefixes = ("resnet.", "backbone.", "")
+    transformers = Naming("transformers", transformers_targets(name), left_out, prefixes)
+    return timm, timm._replace(name="torchvision"), transformers
 
 
 def build(
