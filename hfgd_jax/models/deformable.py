@@ -2,7 +2,7 @@
 
 One tap of the kernel at a time: the sampled features of a tap are a product with that tap's `[c, d]` matrix
 and are added up, in a loop of fixed length whose body is computed again for the gradient. All taps at once
-would hold k * k times the feature map, fourfold more for the gradient, and are no faster. Each corner of the
+would hold k * k times the feature map, and the gradient several times that. Each corner of the
 bilinear cell is a gather of rows of one image, so that a batch which is split over devices stays split.
 """
 
