@@ -42,7 +42,7 @@ def test_a_split_can_be_pickled(shapes_dir):
 @pytest.mark.parametrize(
     ("dataset", "split", "message"),
     [
-        ("cmavid", "train", "data set 'cmavid': unknown; one of camvid, shapes"),
+        ("cmavid", "train", "data set 'cmavid': unknown; one of ade20k, camvid, "),
         ("shapes", "test", "data set 'shapes' has no split 'test'; one of train, val"),
         (
             "camvid",

@@ -30,8 +30,8 @@ class ClassList:
 def read(source: Path) -> ClassList:
     """Reads `classes.txt`, `classes.csv` or `labelmap.txt` of a folder.
 
-    - `classes.txt`: a name a line; masks have one channel (or a palette, whose indices count) and hold the
-      line's number from 0. 255 is ignored.
+    - `classes.txt`: a name a line (blank lines do not count); masks have one channel (or a palette, whose
+      indices count) and hold the line's number from 0. 255 is ignored.
     - `classes.csv`: a header with the columns name, r, g, b, and a line for each class; masks hold these
       colours, in whatever mode.
     - `labelmap.txt`: lines `name:r,g,b`, of which anything after a further colon, and lines that start with

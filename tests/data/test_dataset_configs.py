@@ -1,0 +1,58 @@
+"""The configs of the data sets: valid, and with the crops, classes and steps of spec section 2."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from hfgd_jax import config as configuration
+from hfgd_jax.data import builders
+from hfgd_jax.data.labels import TABLES
+from hfgd_jax.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def get_config(name, arguments=""):
+    spec = importlib.util.spec_from_file_location(f"config_{name}", CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "dataset", "crop", "steps", "eval_split"),
+    [
+        ("pascal_context", "", "pascal_context", (513, 513), 30_000, "val"),
+        ("pascal_context", "backbone=swin_l", "pascal_context", (512, 512), 40_000, "val"),
+        ("coco_stuff", "", "coco_stuff164k", (513, 513), 40_000, "val"),
+        ("coco_stuff", "size=10k,backbone=convnext_t", "coco_stuff10k", (512, 512), 40_000, "test"),
+        ("cityscapes", "", "cityscapes", (513, 1025), 60_000, "val"),
+        ("cityscapes", "method=hfgd_os2,backbone=swin_t", "cityscapes", (512, 1024), 80_000, "val"),
+        ("ade20k", "method=fcn", "ade20k", (641, 641), 40_000, "val"),
+        ("ade20k", "backbone=convnext_l", "ade20k", (640, 640), 40_000, "val"),
+        ("folder", "classes=7,weights=x.safetensors", "folder", (513, 513), 4000, "val"),
+    ],
+)
+def test_what_a_run_gets(name, arguments, dataset, crop, steps, eval_split):
+    config = get_config(name, arguments)
+    configuration.validate(config)
+    assert config.data.dataset == dataset and dataset in builders.BUILDERS
+    assert config.data.num_classes == (7 if name == "folder" else TABLES[dataset].num_classes)
+    assert tuple(config.data.crop) == crop and config.train.steps == steps
+    assert config.data.eval_split == eval_split
+    assert config.train.batch_size == (8 if name == "folder" else 16)
+    assert config.model.geometry == ("align_corners" if crop[0] % 2 else "half_pixel")
+    assert config.model.backbone.weights == ("x.safetensors" if "weights" in arguments else "")
+
+
+@pytest.mark.parametrize("name", ["pascal_context", "coco_stuff", "cityscapes", "ade20k", "folder"])
+def test_tiny_is_on_the_embedded_data_set(name):
+    config = get_config(name, "tiny,size=10k" if name == "coco_stuff" else "tiny")
+    configuration.validate(config)
+    assert config.data.dataset == "shapes" and config.data.eval_split == "val" and config.train.steps == 4
+
+
+def test_there_are_two_sizes_of_coco_stuff():
+    with pytest.raises(UserError, match=r"size='20k'.*164k.*10k"):
+        get_config("coco_stuff", "size=20k")
