@@ -46,6 +46,11 @@ def validate(config: ConfigDict) -> None:
             f"config.model.attention_heads={model.attention_heads}: must divide "
             f"config.model.channels={model.channels}"
         )
+    if model.upsampler == "fapn" and model.channels % 8:
+        raise UserError(
+            f"config.model.channels={model.channels}: upsampler='fapn' has 8 deformable groups; "
+            "want a multiple of 8"
+        )
     _in_range("config.model.batch_norm_decay", model.batch_norm_decay, 0.0, 1.0)
     _in_range("config.model.batch_norm_epsilon", model.batch_norm_epsilon, 0.0, 1.0)
     _check_data(data)

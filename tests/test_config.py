@@ -58,6 +58,38 @@ def test_a_bad_value_is_named(field, value, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "fields", "says"),
+    [
+        ("resnet50", {"backbone.drop_path": 0.1}, "backbone.drop_path=0.1: ResNets have no such thing"),
+        ("resnet50", {"backbone.scan_blocks": True}, "backbone.scan_blocks=True: ResNets have no such thing"),
+        ("convnext_t", {"backbone.multi_grid": True}, "multi_grid=True: ResNets alone have it"),
+        ("convnext_t", {"geometry": "align_corners"}, "set config.model.geometry='half_pixel'"),
+        ("swin_t", {"backbone.output_stride": 8}, "(Swin has no dilation)=8: unknown; one of 32"),
+        ("swin_t", {"backbone.drop_path": 1.0}, "drop_path=1.0: want a value from 0.0 to 0.99"),
+        ("resnet50", {"upsampler": "fapn", "channels": 12}, "channels=12: upsampler='fapn'"),
+    ],
+)
+def test_what_a_backbone_or_upsampler_does_not_have(backbone, fields, says):
+    config = configuration.default()
+    configuration.set_backbone(config, backbone)
+    configuration.validate(config)
+    config.model.update_from_flattened_dict(fields)
+    with pytest.raises(UserError) as caught:
+        configuration.validate(config)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("backbone", configuration.BACKBONES)
+def test_tiny_keeps_the_family(backbone):
+    config = configuration.default()
+    configuration.set_backbone(config, backbone)
+    geometry = config.model.geometry
+    configuration.set_tiny(config)
+    configuration.validate(config)
+    assert config.model.backbone.name[:4] == backbone[:4] and config.model.geometry == geometry
+
+
 @pytest.mark.parametrize("switch", ["tokens", "protect", "axial_attention", "probe"])
 def test_switches_need_an_upsampler(switch):
     config = configuration.default()

@@ -7,7 +7,6 @@ import pytest
 
 from hfgd_jax import geometry as geo
 from hfgd_jax import macs
-from hfgd_jax.errors import UserError
 from hfgd_jax.models.deformable import deformable_convolve
 from hfgd_jax.models.layers import convolve
 from hfgd_jax.models.upsamplers import UPSAMPLERS
@@ -140,9 +139,3 @@ def test_multiply_accumulates():
             expected += x.shape[-1] * (x.shape[-1] + positions * channels)  # selection
             expected += positions * channels * (2 * channels + 9 * 8 * 27 + 9 * channels)  # alignment
     assert sum(counted.values()) == expected
-
-
-def test_channels_that_the_groups_do_not_divide_are_refused():
-    pyramid = pyramid_of((33, 33))
-    with pytest.raises(UserError, match=r"channels=12.*multiple of 8"):
-        jax.eval_shape(lambda: UPSAMPLERS["fapn"](channels=12).init(jax.random.key(0), pyramid, False))

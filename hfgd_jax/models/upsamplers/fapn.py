@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hfgd_jax.errors import UserError
 from hfgd_jax.geometry import resize
 from hfgd_jax.models.deformable import DeformableConv
 from hfgd_jax.models.layers import Conv, ConvNormRelu, linear_init
@@ -71,17 +70,13 @@ class FaPN(Upsampler):
     pyramid, which sums its levels; of that head and of the pyramid's own 3x3 output convolutions, one 3x3
     convolution per level is kept. With a dilated backbone levels of one size are aligned without resizing.
 
-    `channels` must be a multiple of 8, the deformable groups; otherwise UserError.
+    `channels` must be a multiple of 8, the deformable groups (`config.validate` sees to it).
     """
 
     @nn.compact
     def __call__(
         self, pyramid: dict[int, Float[Array, "b ?h ?w ?c"]], train: bool
     ) -> Float[Array, "b h w channels"]:
-        if self.channels % GROUPS:
-            raise UserError(
-                f"config.model.channels={self.channels}: upsampler='fapn' needs a multiple of {GROUPS}"
-            )
         merged = pyramid[32].astype(self.dtype)
         if merged.shape[-1] != self.channels:
             merged = self._conv(1, "lateral_32")(merged, train)
