@@ -15,6 +15,8 @@ from hfgd_jax.errors import UserError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state")  # keys under which training scripts keep the tensors
+# What torch says of a pickle that would call something.
+CODE = ("Unsupported global", "unrecognized function", "Trying to load unsupported", "Can only create")
 INDEX = "model.safetensors.index.json"  # a folder's list of its shards
 IN_FOLDERS = ("model.safetensors", INDEX, "pytorch_model.bin")
 
@@ -57,7 +59,7 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray], *, overwrite: boo
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists; pass --overwrite to replace it, or choose another output")
     temporary = path.with_name(path.name + ".tmp")
-    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(contiguous, temporary, metadata={"format": "pt"})  # transformers insists on the format
@@ -125,7 +127,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         reason = " ".join(str(error).split())
-        if "Unsupported" in reason:  # a class, function or operation beyond tensors
+        if any(words in reason for words in CODE):
             raise UserError(
                 f"weights {path}: holds more than tensors (code or objects of Python), which is never run; "
                 "save the network's state_dict alone, or give a .safetensors file"
