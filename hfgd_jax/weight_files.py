@@ -104,9 +104,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        with path.open("rb") as file:
-            head = file.read(4)
-        if head == b"PK\x03\x04" or head[:1] == b"\x80":
+        if _is_pickle(path):
             raise UserError(
                 f"weights {path}: is a torch file (a pickle), not .safetensors, and was not loaded; "
                 "if you trust its origin, name it .pth: it is then read as tensors only"
@@ -114,6 +112,13 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"weights {path}: cannot be read as .safetensors, maybe cut short ({error}); fetch it again"
         ) from None
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file that is no .safetensors starts like a torch file: a zip archive or a bare pickle."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    return head == b"PK\x03\x04" or head[:1] == b"\x80"
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -127,13 +132,14 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         reason = " ".join(str(error).split())
-        if any(words in reason for words in CODE):
+        foreign_step = "Unsupported operand" in reason and _is_pickle(path)
+        if foreign_step or any(words in reason for words in CODE):
             raise UserError(
                 f"weights {path}: holds more than tensors (code or objects of Python), which is never run; "
                 "save the network's state_dict alone, or give a .safetensors file"
             ) from None
         raise UserError(
-            f"weights {path}: cannot be read as torch weights ({reason[:160]}); "
+            f"weights {path}: cannot be read as torch weights ({reason.split('WeightsUnpickler error: ')[-1][:160]}); "
             "fetch it again, or give a .safetensors file"
         ) from None
     for wrapper in WRAPPERS:
