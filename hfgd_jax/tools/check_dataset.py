@@ -94,14 +94,24 @@ def examine_prepared(index: int, split: source.Split, table: LabelTable) -> Find
 def _examine_label(label: Integer[np.ndarray, "h w"], name: str, table: LabelTable, found: Finding) -> None:
     if found.size is not None and (fault := base.different_sizes(name, label.shape, found.size)):
         found.problems.append(("different sizes", fault))
-    values, counts = np.unique(label, return_counts=True)
-    found.values = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    unknown = table.unknown_ids(values)
+    found.values = _histogram(label)
+    unknown = [value for value in found.values if value not in table.raw_ids]
     if unknown:
         line = f"{name}: label value {files.listing(list(map(str, unknown)))} is not in the label table"
         found.problems.append(("values outside the table", line))
     elif all(table.raw_ids[value] == IGNORE for value in found.values):
         found.problems.append(("ignored throughout", f"{name}: every pixel is ignored"))
+
+
+def _histogram(label: Integer[np.ndarray, "h w"]) -> dict[int, int]:
+    """Value -> pixels."""
+    if label.dtype == np.uint8:  # counted, which is far quicker than sorted
+        counts = np.bincount(label.ravel(), minlength=256)
+        values = np.flatnonzero(counts)
+        counts = counts[values]
+    else:
+        values, counts = np.unique(label, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 @dataclasses.dataclass

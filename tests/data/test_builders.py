@@ -84,7 +84,7 @@ def spoil_value(raw):
 def spoil_size(raw):
     path = sorted((raw / "train" / "labels").glob("*.png"))[3]
     Image.fromarray(np.zeros((64, 48), np.uint8)).save(path)
-    return f"{path.name}: label is 48x64, but its image is 64x48"
+    return rf"{path.name}: label is 48x64, but its image is 64x48; is one of them turned by 90 degrees\?"
 
 
 def spoil_jpeg(raw):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hfgd_jax.data import builders
-from hfgd_jax.data.labels import IGNORE, TABLES, LabelTable
+from hfgd_jax.data.labels import IGNORE, TABLES, LabelTable, voc_colours
 from hfgd_jax.errors import UserError
 
 
@@ -87,3 +87,56 @@ def test_what_is_no_table_is_an_error(text):
 def test_inconsistent_tables_are_refused(fields):
     with pytest.raises(UserError, match="label table 'toy'"):
         table(**fields)
+
+
+def test_train_ids_go_back_to_raw_ids():
+    train = np.array([[0, 1], [255, 0]], np.uint8)
+    back = table(raw_ids={7: 0, 8: 0, 200: 1, 0: IGNORE, 9: IGNORE}).to_raw_ids(train)
+    assert back.tolist() == [[7, 200], [0, 7]] and back.dtype == np.uint8  # the smallest of several
+    wide = table().to_raw_ids(train)
+    assert wide.tolist() == [[7, 300], [0, 7]] and wide.dtype == np.uint16
+    with pytest.raises(UserError, match="train id 255: data set 'toy' has no raw id for it"):
+        table(raw_ids={7: 0, 300: 1}).to_raw_ids(train)
+    with pytest.raises(UserError, match="train id 2:"):
+        table().to_raw_ids(np.array([[2]], np.uint8))
+
+
+@pytest.mark.parametrize("each", TABLES.values(), ids=lambda t: t.name)
+def test_raw_ids_of_the_classes_survive_both_ways(each):
+    raw = np.array([[r for r, train in each.raw_ids.items() if train != IGNORE]])
+    np.testing.assert_array_equal(each.to_raw_ids(each.to_train_ids(raw)), raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "some"),
+    [
+        ("ade20k", 150, {1: "wall", 13: "person", 59: "screen door", 131: "screen", 150: "flag"}),
+        ("cityscapes", 19, {7: "road", 19: "traffic light", 24: "person", 33: "bicycle"}),
+        ("coco_stuff10k", 171, {1: "person", 13: "stop sign", 90: "toothbrush", 92: "banner", 182: "wood"}),
+        ("coco_stuff164k", 171, {0: "person", 12: "stop sign", 89: "toothbrush", 91: "banner", 181: "wood"}),
+        ("pascal_context", 59, {1: "aeroplane", 11: "table", 20: "tvmonitor", 21: "bag", 59: "wood"}),
+    ],
+)
+def test_the_owners_ids_have_the_owners_names(name, count, some):
+    found = TABLES[name]
+    assert found.num_classes == count
+    assert {raw: found.classes[found.raw_ids[raw]] for raw in some} == some
+
+
+def test_what_the_owners_ignore_is_ignored():
+    def ignored(name):
+        return [raw for raw, train in TABLES[name].raw_ids.items() if train == IGNORE]
+
+    assert [ignored(name) for name in ("ade20k", "coco_stuff10k", "pascal_context")] == [[0], [0], [0]]
+    assert ignored("coco_stuff164k") == [255]
+    assert ignored("cityscapes") == [0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30]
+    gaps = set(range(1, 183)) - set(TABLES["coco_stuff10k"].raw_ids)
+    assert gaps == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
+
+
+def test_colours_of_pascal_voc():
+    # the first ones as VOC's own files have them
+    expected = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128)]
+    assert [tuple(c) for c in voc_colours(range(7)).tolist()] == expected
+    assert voc_colours([20, 255]).tolist() == [[0, 64, 128], [224, 224, 192]]
+    assert len(np.unique(voc_colours(range(256)), axis=0)) == 256

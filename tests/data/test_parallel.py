@@ -1,0 +1,59 @@
+"""Work on many records at once: in order, in bounds, and told of."""
+
+import io
+import threading
+
+import pytest
+
+from hfgd_jax.data.builders.parallel import Progress, ordered_map
+
+
+def test_results_come_in_order_whoever_is_first():
+    second_is_done = threading.Event()
+
+    def work(item):
+        if item == 0:
+            assert second_is_done.wait(10)  # only another thread can let this one end
+        if item == 1:
+            second_is_done.set()
+        return item * item
+
+    assert list(ordered_map(work, range(20), threads=2)) == [i * i for i in range(20)]
+
+
+def test_it_works_little_ahead():
+    started = []
+    results = ordered_map(lambda item: started.append(item), iter(range(1000)), threads=3)
+    for _ in range(5):
+        next(results)
+    results.close()
+    assert len(started) <= 5 + 2 * 3
+
+
+def test_an_exception_stands_in_its_items_place():
+    def work(item):
+        if item == 7:
+            raise KeyError(item)
+        return item
+
+    seen = []
+    with pytest.raises(KeyError, match="7"):
+        for result in ordered_map(work, range(100), threads=4):
+            seen.append(result)
+    assert seen == list(range(7))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_over_each_other_or_one_line_every_while(terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    progress = Progress(stream, seconds=1000)
+    progress.seconds = 1000
+    for split, total in (("train", 3), ("val", 1)):
+        for done in range(1, total + 1):
+            progress(f"toy {split}: {done}/{total}")
+    start = "\r" if terminal else ""
+    assert stream.getvalue() == f"{start}toy train: 3/3\n{start}toy val: 1/1\n"
+    progress.seconds = 0
+    progress("toy test: 1/2")
+    assert stream.getvalue().endswith("\rtoy test: 1/2" if terminal else "toy test: 1/2\n")
