@@ -18,7 +18,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int | N
     Threads do, since the libraries that decode and encode let go of the interpreter's lock. At most two items
     a thread are under way or waiting to be taken. An exception of `function` is raised in its item's place.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or _cores()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         pending = collections.deque()
         try:
@@ -30,6 +30,11 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int | N
                 yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """Cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Progress:
