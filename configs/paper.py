@@ -21,7 +21,9 @@ Readings, where the paper leaves a choice:
 - "D8" of Table 8 is a backbone dilated to OS=8; the caption's OS=4 is the prediction's.
 - Table 14 trains on the training images alone ("the other settings remain unchanged"). Labels of the test
   images are not public: the run scores on the validation images.
-- The figures of `section5.1` are the auxiliary FCN's, not the prediction's.
+- Crops are the paper's for every backbone; the models of ConvNeXt and Swin pad 513 to 544 (`geometry.py`).
+- The figures of `section5.1` are the auxiliary FCN's; an evaluation scores the prediction, so that a run of
+  these rows does not give a figure to compare with them.
 """
 
 import difflib

@@ -5,6 +5,8 @@ import collections
 import pytest
 
 from hfgd_jax import config as configuration
+from hfgd_jax.data.builders import BUILDERS
+from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
 from hfgd_jax.tools.paper import load_config_file
 
@@ -91,6 +93,12 @@ def test_runs_of_rows(row):
     plain = optim.name == "sgd"
     assert (data.photometric, optim.weight_decay) == (("plain", 1e-4) if plain else ("advanced", 0.05))
     assert (config.loss.focal_gamma, config.loss.dice) == (0, 0)
+
+
+def test_data_sets_are_what_can_be_prepared():
+    for data in {row.data for row in paper.ROWS.values()}:
+        assert TABLES[data.name].num_classes == data.num_classes
+        assert {"train", data.eval_split} <= BUILDERS[data.name].COUNTS.keys()
 
 
 def test_figures_that_recur_are_the_same_run():

@@ -51,7 +51,7 @@ shown as references. The last {texts} rows are figures of the paper's text.
 - **paper**: its mIoU in per cent; SS is single-scale without flip, MF multi-scale with flip.
 - **GMACs**: multiply-accumulates / 1e9 of the inference of one image of the row's crop, counted by tracing
   what the command would run (`docs/paper_macs.json`).
-- **ours**: the mIoU of a recorded run (`docs/results.json`). {recorded} of the runnable rows have one.
+- **ours**: the mIoU of a recorded run (`docs/results.json`); rows that have one: {recorded}.
 - A command's `weights=` is a file for the backbone that you provide; rows "from scratch" have none.
 
 What the paper leaves open, and how it is read here, stands at the top of
@@ -184,14 +184,13 @@ def render(found: Sequence[Entry], titles: Mapping[str, str], form: str) -> str:
 
 def _preface(found: Sequence[Entry]) -> str:
     tables = [entry for entry in found if entry["table"] is not None]
-    runnable = [entry for entry in found if entry["runnable"]]
     in_tables = sum(entry["runnable"] for entry in tables)
     return _PREFACE.format(
         rows=len(tables),
         runnable=in_tables,
         references=len(tables) - in_tables,
         texts=len(found) - len(tables),
-        recorded=sum(entry["ours"] is not None for entry in runnable) or "None",
+        recorded=sum(entry["ours"] is not None for entry in found),
     )
 
 

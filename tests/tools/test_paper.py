@@ -1,0 +1,175 @@
+"""The listing of the paper's tables, and the files that it is made of and makes."""
+
+import collections
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hfgd_jax.errors import UserError
+from hfgd_jax.tools import paper as tool
+
+paper = tool.load_config_file()
+KEPT = json.loads(tool.MACS.read_text())
+
+# Counted in the paper by hand: lines of other methods.
+REFERENCES = {10: 10, 11: 5, 13: 12, 14: 5, 15: 8, 16: 5}
+RESULT = {"mIoU": 46.5, "steps": 30_000, "command": "python ...", "machine": "one", "date": "2026-01-02"}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return tool.entries(paper, KEPT, tool.read_results(tool.RESULTS, paper.ROWS))
+
+
+def command(*arguments, env):
+    line = [sys.executable, "-m", "hfgd_jax.tools.paper", *arguments]
+    env = env | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(line, cwd=tool.ROOT, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_every_table_has_its_rows(found):
+    references = collections.Counter(entry["table"] for entry in found if not entry["runnable"])
+    assert references == REFERENCES
+    assert {entry["table"] for entry in found} == {None, *range(1, 18)}
+    assert [entry["row"] for entry in found if entry["runnable"]] == list(paper.ROWS)
+    rows = [entry["row"] for entry in found]
+    assert len(set(rows)) == len(rows) == 73 + 45 + 3
+    ours_last = [entry["runnable"] for entry in found if entry["table"] == 10]
+    assert ours_last == [False] * 10 + [True] * 2
+
+
+def test_entries_have_one_form(found):
+    for entry in found:
+        assert list(entry) == ["table", "row", "label", "paper", "runnable", "command", "gmacs", "ours"]
+        assert entry["paper"] and all(isinstance(value, float) for value in entry["paper"].values())
+        assert set(entry["paper"]) <= {"mIoU", "SS", "MF", "GFLOPs"}
+        group = "section" if entry["table"] is None else f"table{entry['table']}/"
+        assert entry["row"].startswith(group)
+        if entry["runnable"]:
+            assert entry["command"] == paper.command(entry["row"]) and entry["gmacs"] > 1
+        else:
+            assert entry["command"] is entry["gmacs"] is entry["ours"] is None
+
+
+def test_figures_of_references(found):
+    figures = {entry["row"]: entry["paper"] for entry in found if not entry["runnable"]}
+    assert figures["table10/caa_car"] == {"SS": 62.7, "MF": 63.9}
+    assert figures["table13/ddp_step_3"] == {"SS": 83.2, "MF": 83.9}
+    assert figures["table14/kmaxdeeplab_os_2"] == {"mIoU": 83.2}
+    assert figures["table16/caa"] == {"MF": 45.4}
+
+
+def test_table_9_is_within_two_and_a_half_percent(found):
+    rows = [entry for entry in found if entry["table"] == 9]
+    assert len(rows) == 4
+    for entry in rows:
+        assert entry["gmacs"] == pytest.approx(entry["paper"]["GFLOPs"], rel=0.025)
+
+
+def test_kept_counts_are_what_is_counted():
+    """Of a row with each kind of size; `make slow` counts them all."""
+    rows = ["table9/hfgd_os4", "table1/identity_os32", "table12/sfpn"]
+    assert tool.count_macs(paper, rows) == {row: KEPT[row] for row in rows}
+    assert list(KEPT) == list(paper.ROWS)
+
+
+@pytest.mark.slow
+def test_all_kept_counts_are_what_is_counted():
+    assert tool.count_macs(paper, list(paper.ROWS)) == KEPT
+
+
+def test_a_network_is_traced_once(monkeypatch):
+    traced = []
+
+    def counts(config, size):
+        traced.append((config.model.upsampler, size))
+        return {"backbone": 7, "upsampler": 2}, {}
+
+    monkeypatch.setattr(tool, "inference_macs", counts)
+    rows = ["table1/identity_sfpn", "table3/sfpn", "table12/sfpn", "table9/sfpn", "table9/hfgd_os4"]
+    assert tool.count_macs(paper, rows) == dict.fromkeys(rows, 9)
+    assert traced == [("sfpn", (513, 513)), ("sfpn", (513, 1025)), ("u_sfpn", (513, 513))]
+
+
+def test_document_is_current(found):
+    text = tool.render(found, paper.TITLES, "markdown")
+    path = tool.ROOT / "docs" / "paper.md"
+    again = "python -m hfgd_jax.tools.paper --format markdown --output docs/paper.md"
+    assert path.read_text() == text, f"run {again}"
+    for line in text.splitlines():
+        assert not line.startswith("|") or line.replace(r"\|", "").count("|") == len(tool.HEAD) + 1
+    assert text.count("\n## Table ") == 17 and "\n## Section 5.1: " in text
+    assert "73 of the 118 rows" in text
+
+
+def test_text_has_a_line_per_row(found):
+    text = tool.render(tool.select(found, "9"), paper.TITLES, "text")
+    title, head, *rows = text.splitlines()
+    assert title == "Table 9: Computation at 513x513; Pascal Context"
+    assert head.split() == ["row", "in", "the", "paper", "paper", "GMACs", "ours", "command"]
+    assert len(rows) == 4
+    assert rows[2].split()[0] == "table9/hfgd_os4"
+    assert "GFLOPs 71.63, mIoU 50.76  " in rows[2] and rows[2].endswith(paper.command("table9/hfgd_os4"))
+    assert " not run " in rows[2]
+
+
+def test_a_recorded_result_is_shown(found, tmp_path):
+    path = tmp_path / "results.json"
+    older = RESULT | {"row": "table3/full", "mIoU": 12.0}
+    path.write_text(json.dumps([older, RESULT | {"row": "table3/full"}]))
+    results = tool.read_results(path, paper.ROWS)
+    entries = tool.entries(paper, KEPT, results)
+    assert {entry["row"]: entry["ours"] for entry in entries if entry["ours"]} == {"table3/full": RESULT}
+    assert "46.50" in tool.render(tool.select(entries, "3"), paper.TITLES, "markdown")
+    assert "rows that have one: 1." in tool.render(entries, paper.TITLES, "markdown")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[", "Expecting value"),
+        (json.dumps([RESULT]), "want the fields command, date, mIoU"),
+        (json.dumps([RESULT | {"row": "table3/none"}]), "'table3/none': no such row"),
+    ],
+)
+def test_bad_results_are_named(text, says, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        tool.read_results(path, paper.ROWS)
+    assert str(caught.value).startswith(str(path)) and says in str(caught.value)
+
+
+def test_a_row_without_its_count_is_an_error():
+    with pytest.raises(UserError, match=r"lacks table9/sfpn; run python -m hfgd_jax.tools.paper --recount"):
+        tool.entries(paper, {k: v for k, v in KEPT.items() if k != "table9/sfpn"}, {})
+
+
+def test_outside_of_a_checkout(tmp_path):
+    with pytest.raises(UserError, match="need the project's checkout"):
+        tool.load_config_file(tmp_path / "paper.py")
+
+
+def test_command_lists_all_tables(found, user_env, tmp_path):
+    done = command(env=user_env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == tool.render(found, paper.TITLES, "text")
+    done = command("--json", f"--output={tmp_path / 'rows.json'}", env=user_env)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "rows.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--table=18"], "error: --table=18: no such table; one of 1, 2, 3"),
+        (["--json", "--format=text"], "error: --json and --format=text: choose one"),
+        (["--output=/"], "error: --output=/: "),
+    ],
+)
+def test_command_with_a_mistake(arguments, says, user_env):
+    done = command(*arguments, env=user_env)
+    assert done.returncode == 2
+    assert done.stderr.startswith(says) and done.stderr.count("\n") == 1
