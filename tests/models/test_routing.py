@@ -10,13 +10,16 @@ import pytest
 from hfgd_jax import config as configs
 from hfgd_jax.errors import UserError
 from hfgd_jax.losses import total_loss
-from hfgd_jax.models import build_model
+from hfgd_jax.models import CONTEXTS, UPSAMPLERS, build_model
 
 CLASSES = 5
 
 
 def combinations():
-    """Every choice of switches that `validate` allows, for identity and CAE; the other contexts once."""
+    """Every choice of switches that `validate` allows, for SFPN with identity and CAE.
+
+    Of the others, every context and every upsampler on its own, and within the full HFGM.
+    """
     for context, tokens, protect, axial in itertools.product(("identity", "cae"), *[(False, True)] * 3):
         for probe, stop in ((False, False), (True, False), (True, True)):
             if not (tokens and probe):
@@ -24,8 +27,13 @@ def combinations():
     for context in ("sa", "sa_car"):
         yield "sfpn", context, False, False, False, False, False
         yield "sfpn", context, True, True, True, False, False
-    for context in configs.CONTEXTS:
+    for context in CONTEXTS:
         yield "none", context, False, False, False, False, False
+    around = {"u_sfpn": "ocr", "upernet": "ppm", "deeplabv3plus": "aspp"}
+    for upsampler in (name for name in UPSAMPLERS if name not in ("none", "sfpn")):
+        if upsampler != "fapn":  # slow to compile; its own tests see the gradient reach every level
+            yield upsampler, "identity", False, False, False, False, False
+        yield upsampler, around.get(upsampler, "identity"), True, True, True, False, False
 
 
 def losses_of(outputs, labels, loss_config):
@@ -66,7 +74,7 @@ def test_losses_reach_what_they_should(switches, model_tools, light_backbone):
     config = model_tools.config(
         context=context,
         upsampler=upsampler,
-        output_stride=4 if upsampler == "sfpn" else 32,
+        output_stride=32 if upsampler == "none" else 4,
         channels=8,
         context_channels=12,
         wide_channels=16,
@@ -81,7 +89,10 @@ def test_losses_reach_what_they_should(switches, model_tools, light_backbone):
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (2, 65, 65, 3)).astype(np.uint8)
     labels = rng.integers(0, CLASSES, (2, 65, 65)).astype(np.uint8)
-    found = gradients(model, variables, images, labels, config.loss)
+    split = lambda v: gradients(model, v, images, labels, config.loss)  # noqa: E731
+    # One operation at a time is quick where other cases have compiled the same ones. PPM and FaPN have many
+    # of shapes of their own.
+    found = (jax.jit(split) if {"ppm", "fapn"} & {context, upsampler} else split)(variables)
 
     groups = set(variables["params"])
     has_context = upsampler == "none" or context != "identity" or tokens
@@ -93,13 +104,15 @@ def test_losses_reach_what_they_should(switches, model_tools, light_backbone):
     assert groups == expected
     has_car = context in ("sa_car", "cae")
     kinds = {"student"} | ({"teacher"} if tokens else set()) | ({"probe"} if probe else set())
+    kinds |= {"regions"} if context == "ocr" else set()
     assert set(found) == kinds | ({"car"} if has_car else set())
 
     student = groups - {"probe"}
     student -= {"class_tokens"} if tokens else set()
     student -= {"backbone", "context"} if protect else set()
-    # The bias of the CAR layer is before a norm: only the CAR losses see it.
-    unseen = (("car_linear", "bias"),)
+    # The bias of the CAR layer is before a norm: only the CAR losses see it. That of a region's logits is
+    # before a softmax over the positions: only the regions' own loss does.
+    unseen = (("car_linear", "bias"), ("region_tokens", "bias"))
     check_reached(found["student"], student, "student", skip=unseen)
     if tokens:
         check_reached(found["teacher"], {"backbone", "context", "class_tokens"}, "teacher", skip=unseen)
@@ -108,6 +121,12 @@ def test_losses_reach_what_they_should(switches, model_tools, light_backbone):
     if has_car:
         check_reached(found["car"], {"backbone", "context"}, "car", skip=("out",))
         assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(found["car"]["context"]["out"]))
+    if context == "ocr":
+        others = set(variables["params"]["context"]) - {"regions", "region_tokens"}
+        check_reached(found["regions"], {"backbone", "context"}, "regions", skip=others)
+        assert not any(
+            np.any(leaf) for leaf in jax.tree.leaves([found["regions"]["context"][k] for k in others])
+        )
 
 
 def test_hfgd_with_a_resnet(model_tools):
