@@ -138,8 +138,9 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
                 f"weights {path}: holds more than tensors (code or objects of Python), which is never run; "
                 "save the network's state_dict alone, or give a .safetensors file"
             ) from None
+        reason = reason.split("WeightsUnpickler error: ")[-1][:160]
         raise UserError(
-            f"weights {path}: cannot be read as torch weights ({reason.split('WeightsUnpickler error: ')[-1][:160]}); "
+            f"weights {path}: cannot be read as torch weights ({reason}); "
             "fetch it again, or give a .safetensors file"
         ) from None
     for wrapper in WRAPPERS:
