@@ -39,7 +39,7 @@ def compare(parity, run, variables, size, features):
     with torch.no_grad():
         levels = features(torch.from_numpy(x.transpose(0, 3, 1, 2)))
     for level, want in zip(LEVELS, levels, strict=True):
-        error = parity.relative_error(pyramid[level], want)
+        error = parity.relative_error(pyramid[level], want.permute(0, 2, 3, 1))
         print(f"{size} level {level}: {error:.1e}")
         assert error < TOLERANCE, (size, level)
 
