@@ -89,7 +89,9 @@ def camvid_raw(tmp_path) -> Path:
 def camvid_dir(tmp_path_factory) -> Path:
     """A data_dir with the miniature CamVid, prepared."""
     folder = tmp_path_factory.mktemp("camvid")
-    builders.prepare("camvid", write_camvid(folder / "raw"), folder / "data", allow_partial=True, report=quiet)
+    builders.prepare(
+        "camvid", write_camvid(folder / "raw"), folder / "data", allow_partial=True, report=quiet
+    )
     return folder / "data"
 
 
