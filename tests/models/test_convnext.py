@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from hfgd_jax import macs
 from hfgd_jax.models.backbones import BACKBONES, convnext
 from hfgd_jax.models.backbones.convnext import VARIANTS, ConvNeXt
 
@@ -165,6 +166,14 @@ def test_parameters(name, millions):
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes_of(BACKBONES[name].build()))) - 2 * sum(widths)
     head = 2 * widths[-1] + (widths[-1] + 1) * 1000
     assert (count + head) / 1e6 == pytest.approx(millions, rel=2e-3)
+
+
+@pytest.mark.parametrize("name, millions", [("convnext_t", 4456), ("convnext_l", 34372)])
+def test_multiply_accumulates(name, millions):
+    """timm's counts at 224x224 (4.5 and 34.4 GFLOPs in the paper's Table 1), whose head adds 1.5 at most."""
+    net, x = BACKBONES[name].build(scan_blocks=True), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    counts = macs.count(lambda v, x: net.apply(v, x, False), shapes_of(net), x)
+    assert sum(counts.values()) / 1e6 == pytest.approx(millions, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["convnext_a", "convnext_t"])
