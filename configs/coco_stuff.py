@@ -31,5 +31,4 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.train.steps = 40_000
     if args.tiny:
         configuration.set_tiny(config)
-        config.data.eval_split = "val"  # of the embedded data set
     return config
