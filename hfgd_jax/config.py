@@ -166,6 +166,11 @@ def default() -> ConfigDict:
             "every": 2000,  # steps; 0: only at the end
             "batch_size": 8,
             "overlays": 4,  # validation images drawn at each evaluation
+            "scales": (1.0,),  # of the images, on top of data.input_scale; logits are averaged
+            "flip": False,  # average over mirror images too
+            "window": (0, 0),  # height, width of sliding windows over the scaled image; (0, 0): the whole
+            "window_overlap": 1 / 3,  # share of a window that the next one covers too, at least (a reading)
+            "details": False,  # boundary IoU and recall of small objects as well: costs time on the host
         }
     )
     config.checkpoint = ConfigDict({"every": 1000, "keep": 3})

@@ -140,15 +140,35 @@ def _check_run(config: ConfigDict) -> None:
     _in_range("config.optim.power", optim.power, 0.0, 100.0)
     _in_range("config.optim.warmup_steps", optim.warmup_steps, 0, train.steps)
     _in_range("config.optim.clip_norm", optim.clip_norm, 0.0, math.inf)
-    _in_range("config.eval.every", config.eval.every, 0, 10**9)
-    _in_range("config.eval.batch_size", config.eval.batch_size, 1, 10**6)
-    _in_range("config.eval.overlays", config.eval.overlays, 0, 1000)
+    _check_eval(config.eval)
     _in_range("config.checkpoint.every", config.checkpoint.every, 1, 10**9)
     _in_range("config.checkpoint.keep", config.checkpoint.keep, 1, 10**6)
     for key, weight in config.loss.items():
         _in_range(f"config.loss.{key}", weight, 0.0, 1e6)
     if config.mesh.data == 0 or config.mesh.data < -1:
         raise UserError(f"config.mesh.data={config.mesh.data}: want a number of devices, or -1 for all")
+
+
+def _check_eval(settings: ConfigDict) -> None:
+    _in_range("config.eval.every", settings.every, 0, 10**9)
+    _in_range("config.eval.batch_size", settings.batch_size, 1, 10**6)
+    _in_range("config.eval.overlays", settings.overlays, 0, 1000)
+    scales = settings.scales
+    if not scales or not all(_is_number(scale) and 0.1 <= scale <= 8 for scale in scales):
+        raise UserError(
+            f"config.eval.scales={tuple(scales)!r}: want numbers from 0.1 to 8, such as (0.5, 1, 1.5)"
+        )
+    window = _pair("config.eval.window", settings.window)
+    if window != (0, 0) and not all(isinstance(side, int) and 33 <= side <= 8193 for side in window):
+        raise UserError(
+            f"config.eval.window={window!r}: want a height and a width from 33 to 8193, or (0, 0) for the "
+            "whole image"
+        )
+    _in_range("config.eval.window_overlap", settings.window_overlap, 0.0, 0.9)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def one_of(name: str, value: Any, choices: Any) -> None:

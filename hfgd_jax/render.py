@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 IGNORE = 255
@@ -42,6 +42,11 @@ def write_image(path: epath.PathLike, image: UInt8[np.ndarray, "h w 3"]) -> None
         _write(path, picture, format="JPEG", quality=92, subsampling=0)
     else:
         _write(path, picture, format="PNG")
+
+
+def write_ids(path: epath.PathLike, ids: Integer[np.ndarray, "h w"]) -> None:
+    """Writes ids as a grey PNG without a palette: 8 bits for uint8, 16 bits for uint16."""
+    _write(path, Image.fromarray(np.ascontiguousarray(ids)), format="PNG")
 
 
 def overlay(
