@@ -1,194 +1,295 @@
-"""Scores and predictions of a model: single scale, at the label's own resolution (spec 3)."""
+"""Scores of a model at the label's own resolution (spec 3): one checkpoint, several, or a run as it goes."""
 
+import dataclasses
+import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from etils import epath
 from flax import linen as nn
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Int64, UInt8
 from ml_collections import ConfigDict
 
 from hfgd_jax import metrics, sharding
-from hfgd_jax.data import augment, pipeline
+from hfgd_jax.data import pipeline
 from hfgd_jax.data.source import Split
-from hfgd_jax.geometry import grid_size
+from hfgd_jax.details import Details
+from hfgd_jax.errors import UserError
+from hfgd_jax.inference import Inference, Variables
 from hfgd_jax.progress import write_metrics
 from hfgd_jax.signals import Stop
 from hfgd_jax.system import load, open_data
-
-Variables = Any  # {"params": ..., "batch_stats": ...}
+from hfgd_jax.tiles import Predictor
 
 # Counts are int32 on the device; they go to int64 on the host before a class pair can pass 2**31 pixels.
 _FLUSH_PIXELS = 2**30
+_LOW_BITS = 30  # counts travel between processes in halves of that many bits: int64 would be cut to int32
+_POLL = 5.0  # seconds between two looks at a watched run
+_RECORD = "evaluations.jsonl"
 
 
-def logits_at_label(
-    logits: Float[Array, "b h w k"],
-    image_size: Int[Array, "b 2"],
-    label_size: Int[Array, "b 2"],
-    canvas: tuple[int, int],
-    *,
-    output_stride: int,
-    geometry: str,
-) -> Float[Array, "b height width k"]:
-    """Bilinear samples of output-stride logits at every pixel of labels of their own size.
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What an evaluation counted: the confusion matrix, rows are truth, and details where asked for."""
 
-    One step instead of two (to the image's pixels, then to the label's), with sizes that may differ from
-    example to example in one compiled shape. Image pixels lie on label pixels as the data's resizing lays
-    them (centres of cells); logits lie on image pixels as `geometry` says. Where image and label have one
-    size it equals `geometry.to_pixels`.
+    matrix: Int64[np.ndarray, "k k"]
+    details: Details | None
 
-    Args:
-        logits: of the padded image, one every `output_stride` pixels of its grid.
-        image_size: height and width of the image proper within the padded one.
-        label_size: height and width of the label proper within `canvas`.
-        canvas: height and width of the result; what lies beyond `label_size` has no meaning.
-        output_stride: pixels of the image from one logit to the next.
-        geometry: `align_corners` or `half_pixel`.
-    """
-    for axis in (0, 1):
-        out = jnp.arange(canvas[axis], dtype=jnp.float32)
-        image, label = (size[:, axis, None].astype(jnp.float32) for size in (image_size, label_size))
-        position = (out + 0.5) * image / label - 0.5  # pixel of the image
-        if geometry == "align_corners":
-            position = position / output_stride
-        else:
-            position = (position + 0.5) / output_stride - 0.5
-        count = logits.shape[1 + axis]
-        position = jnp.clip(position, 0, count - 1)
-        weights = jnp.maximum(0, 1 - jnp.abs(position[..., None] - jnp.arange(count)))
-        equation = "boh,bhwk->bowk" if axis == 0 else "bow,bhwk->bhok"
-        logits = jnp.einsum(equation, weights, logits, precision=jax.lax.Precision.HIGHEST)
-    return logits
+    def summary(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """`metrics.summarize`, and `Details.summary` where there are details."""
+        more = self.details.summary(classes) if self.details else {}
+        return metrics.summarize(self.matrix, classes) | more
+
+    def table(self, classes: tuple[str, ...]) -> str:
+        """The printable table of classes."""
+        return metrics.table(self.matrix, classes, self.details.columns() if self.details else None)
 
 
 class Evaluator:
-    """The compiled evaluation of one model on one mesh; a new shape of batch compiles once."""
+    """The compiled evaluation of one model on one mesh; a new shape of batch compiles once.
+
+    Attributes:
+        inference: what turns pictures into logits; `inference.shapes` tells what was compiled.
+    """
 
     def __init__(self, model: nn.Module, config: ConfigDict, mesh: Mesh):
-        self.config, self.mesh = config, mesh
-        geometry, stride = config.model.geometry, config.model.output_stride
-        num_classes = config.data.num_classes
+        self.config, self.mesh, self.inference = config, mesh, Inference(model, config)
+        num_classes, whole = config.data.num_classes, sharding.replicated(mesh)
 
-        def predict(variables, image, image_size, label_size, canvas):
-            logits = model.apply(variables, image, train=False).logits
-            pixels = logits_at_label(
-                logits, image_size, label_size, canvas, output_stride=stride, geometry=geometry
-            )
-            return jnp.argmax(pixels, -1).astype(jnp.uint8)
-
-        def count(variables, matrix, batch):
-            label = batch["label"]
-            predicted = predict(
-                variables, batch["image"], batch["image_size"], batch["size"], label.shape[1:]
-            )
+        def count(matrix, label, predicted):
             return matrix + metrics.confusion_matrix(label, predicted, num_classes)
 
-        whole = sharding.replicated(mesh)
-        self._predict = jax.jit(predict, static_argnums=4)
-        self._count = jax.jit(count, donate_argnums=1, out_shardings=whole)
+        self._masks = jax.jit(
+            lambda logits: jnp.argmax(logits, -1).astype(jnp.uint8),
+            out_shardings=sharding.batch_sharding(mesh),
+        )
+        self._count = jax.jit(count, donate_argnums=0, out_shardings=whole)
         self._zero = jax.jit(lambda: jnp.zeros((num_classes, num_classes), jnp.int32), out_shardings=whole)
 
-    def confusion(
+    def score(
         self,
         variables: Variables,
         split: Split,
         mean_pixel: np.ndarray,
         should_stop: Callable[[], bool] = lambda: False,
         on_batch: Callable[[int], None] = lambda images: None,
-    ) -> np.ndarray | None:
-        """The confusion matrix `[K, K]` int64 of the whole split, each image once; None where stopped.
+    ) -> Scores | None:
+        """Counts the whole split, each image once; None where stopped. The counts are of all processes.
 
         Args:
             variables: `params` and `batch_stats` on the mesh.
             split: what to score.
             mean_pixel: `[3]` RGB 0-255, the padding.
             should_stop: asked before each batch.
-            on_batch: told the number of images done.
+            on_batch: told the number of this process's images done.
         """
-        batches = pipeline.eval_batches(
+        total = np.zeros((self.config.data.num_classes,) * 2, np.int64)
+        details = Details(self.config.data.num_classes) if self.config.eval.details else None
+        matrix, pixels, images, waiting = self._zero(), 0, 0, None
+        with self._batches(split, mean_pixel) as batches:
+            for batch in batches:
+                if should_stop():
+                    return None
+                masks, label = self._predict(variables, batch)
+                matrix = self._count(matrix, label, masks)
+                if details is not None:  # one batch late: the host looks closer while the devices compute
+                    if waiting:
+                        _look_closer(details, *waiting)
+                    waiting = masks, batch
+                images += int((batch["index"] >= 0).sum())
+                pixels += batch["label"].size * jax.process_count()
+                if pixels > _FLUSH_PIXELS:
+                    total += np.asarray(matrix, np.int64)
+                    matrix, pixels = self._zero(), 0
+                on_batch(images)
+        if details is not None:
+            if waiting:
+                _look_closer(details, *waiting)
+            details.counts = sum_over_processes(details.counts)
+        return Scores(total + np.asarray(matrix, np.int64), details)
+
+    def predict_picture(
+        self, variables: Variables, picture: UInt8[np.ndarray, "h w 3"], mean_pixel: np.ndarray
+    ) -> UInt8[np.ndarray, "h w"]:
+        """Train ids of an RGB picture as it is stored: scaled and padded as in evaluation."""
+        return Predictor(self.inference, variables, mean_pixel)(picture).mask
+
+    def _batches(self, split: Split, mean_pixel: np.ndarray) -> pipeline.Batches:
+        return pipeline.eval_batches(
             split,
             batch_size=sharding.round_up_batch_size(self.config.eval.batch_size, self.mesh),
             mean_pixel=mean_pixel,
-            input_scale=self.config.data.input_scale,
+            scales=self.inference.scales,
             geometry=self.config.model.geometry,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             threads=self.config.data.threads,
             skip_corrupt=self.config.data.skip_corrupt,
         )
-        total = np.zeros((self.config.data.num_classes,) * 2, np.int64)
-        matrix, pixels, images = self._zero(), 0, 0
-        for batch in batches:
-            if should_stop():
-                return None
-            images += int((batch["index"] >= 0).sum())
-            arrays = {key: batch[key] for key in ("image", "label", "image_size", "size")}
-            matrix = self._count(variables, matrix, sharding.global_batch(self.mesh, arrays))
-            pixels += batch["label"].size * jax.process_count()
-            if pixels > _FLUSH_PIXELS:
-                total += np.asarray(matrix, np.int64)
-                matrix, pixels = self._zero(), 0
-            on_batch(images)
-        return total + np.asarray(matrix, np.int64)
 
-    def predict(
-        self,
-        variables: Variables,
-        image: UInt8[np.ndarray, "1 H W 3"],
-        image_size: tuple[int, int],
-        out_size: tuple[int, int],
-    ) -> UInt8[np.ndarray, "h w"]:
-        """Train ids of one image.
+    def _predict(self, variables: Variables, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+        """Masks and labels of a batch, on the mesh."""
+        views = (sharding.global_batch(self.mesh, view) for view in batch["views"])
+        rest = sharding.global_batch(self.mesh, {key: batch[key] for key in ("label", "size")})
+        logits = self.inference.logits(variables, tuple(views), rest["size"], batch["label"].shape[1:])
+        return self._masks(logits), rest["label"]
 
-        Args:
-            variables: `params` and `batch_stats`.
-            image: RGB, padded at the bottom and right.
-            image_size: height and width of the image proper.
-            out_size: height and width of the mask wanted.
-        """
-        canvas = tuple(-(-side // 128) * 128 for side in out_size)  # few shapes, hence few compilations
-        sizes = (np.asarray([size], np.int32) for size in (image_size, out_size))
-        mask = self._predict(variables, image, *sizes, canvas)
-        return np.asarray(mask)[0, : out_size[0], : out_size[1]]
 
-    def predict_picture(
-        self, variables: Variables, picture: UInt8[np.ndarray, "h w 3"], mean_pixel: np.ndarray
-    ) -> UInt8[np.ndarray, "h w"]:
-        """Train ids of an RGB picture as it is stored: scaled and padded as in evaluation."""
-        image = augment.resize_image(picture, self.config.data.input_scale)
-        canvas = grid_size(image.shape[:2], self.config.model.geometry, 64)
-        padded = augment.pad_image(image, canvas, mean_pixel)[None]
-        return self.predict(variables, padded, image.shape[:2], picture.shape[:2])
+def _look_closer(details: Details, masks: jax.Array, batch: Mapping[str, Any]) -> None:
+    """Counts the details of this process's rows of a batch."""
+    rows = {shard.index[0].start or 0: shard.data for shard in masks.addressable_shards}
+    local = np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+    for mask, label, (h, w), index in zip(local, batch["label"], batch["size"], batch["index"], strict=True):
+        if index >= 0:
+            details.add(np.ascontiguousarray(label[:h, :w]), np.ascontiguousarray(mask[:h, :w]))
+
+
+def sum_over_processes(counts: Int64[np.ndarray, "*s"]) -> Int64[np.ndarray, "*s"]:
+    """The sum of every process's counts, which must be below 2**60."""
+    halves = np.stack([counts >> _LOW_BITS, counts & (2**_LOW_BITS - 1)]).astype(np.int32)
+    high, low = np.moveaxis(np.reshape(multihost_utils.process_allgather(halves), (-1, *halves.shape)), 1, 0)
+    return (high.astype(np.int64).sum(0) << _LOW_BITS) + low.astype(np.int64).sum(0)
 
 
 def run(config: ConfigDict, workdir: str, checkpoint: str) -> int:
-    """Scores a checkpoint (`latest`, `best` or a step) on `data.eval_split`; returns the exit code.
+    """Scores checkpoints on `data.eval_split`; returns the exit code.
 
-    Prints the table of classes and writes `WORKDIR/metrics.json`.
+    Args:
+        config: of the run.
+        workdir: where the run is.
+        checkpoint: `latest`, `best`, a step; several of these, joined by commas; or `watch`: every
+            checkpoint there is, and every new one as it appears, until that of the run's last step is done
+            or a signal comes.
+
+    Prints the table of classes and adds a line to `WORKDIR/evaluations.jsonl` for each; a single checkpoint's
+    scores go to `WORKDIR/metrics.json` too, which otherwise is the training's.
+
+    Raises:
+        UserError: no such checkpoint, or a split without labels.
     """
-    system, variables, step, _ = load(config, workdir, checkpoint)
-    split = open_data(config, config.data.eval_split)
-    evaluator = Evaluator(system.model, config, system.mesh)
-
-    def report(images: int) -> None:
-        print(f"\r\x1b[K{images}/{len(split)} images", end="", flush=True)
-
-    on_batch = report if sys.stdout.isatty() else lambda images: None
     with Stop().listening() as stop:
-        matrix = evaluator.confusion(variables, split, system.mean_pixel, stop, on_batch)
-    if matrix is None:
-        print(f"stopped by {stop.signal_name}; nothing was written")
-        return stop.exit_code
-    summary = metrics.summarize(matrix, split.table.classes)
-    write_metrics(epath.Path(workdir), step, summary)
-    if jax.process_index() == 0:
-        print(("\r\x1b[K" if sys.stdout.isatty() else "") + metrics.table(matrix, split.table.classes))
-        print(f"step {step}, {len(split)} images of {config.data.dataset}/{config.data.eval_split}")
-        print(f"mIoU: {summary['mIoU'] or 0.0:.4f}")
-    return 0
+        judge = _Judge(config, workdir, stop)
+        if checkpoint == "watch":
+            _watch(judge)
+        else:
+            names = [name.strip() for name in checkpoint.split(",")]
+            lines = []
+            for name in names:
+                done = judge(name)
+                if done is None:
+                    break
+                step, summary = done
+                lines.append(f"{name:>12}  step {step:>8}  mIoU {summary['mIoU'] or 0.0:.4f}")
+                if len(names) == 1:
+                    write_metrics(judge.workdir, step, summary)
+            if len(names) > 1:
+                judge.say("\n".join(lines))
+        if stop():
+            judge.say(f"stopped by {stop.signal_name}; nothing more was written")
+    return stop.exit_code
+
+
+class _Judge:
+    """Scores checkpoints of one run, one after the other, with what was compiled for the first."""
+
+    def __init__(self, config: ConfigDict, workdir: str, stop: Stop):
+        self.config, self.stop = config, stop
+        self.workdir = epath.Path(workdir).expanduser()
+        self.split = open_data(config, config.data.eval_split)
+        if not self.split.labelled:
+            raise UserError(
+                f"config.data.eval_split={config.data.eval_split!r}: this split of {config.data.dataset!r} "
+                f"has no labels; use --mode=predict --input=split:{config.data.eval_split}"
+            )
+        self.settings = {
+            "split": config.data.eval_split,
+            "scales": [float(scale) for scale in config.eval.scales],
+            "flip": bool(config.eval.flip),
+            "window": list(config.eval.window),
+            "window_overlap": float(config.eval.window_overlap),
+            "details": bool(config.eval.details),
+        }
+        self._evaluator: Evaluator | None = None
+
+    def __call__(self, which: str) -> tuple[int, dict[str, Any]] | None:
+        """Step and summary of a checkpoint, printed and recorded; None where stopped."""
+        system, variables, step, _ = load(self.config, str(self.workdir), which)
+        if self._evaluator is None:
+            self._evaluator = Evaluator(system.model, self.config, system.mesh)
+        scores = self._evaluator.score(variables, self.split, system.mean_pixel, self.stop, self._progress)
+        if scores is None:
+            return None
+        classes = self.split.table.classes
+        summary, shapes = scores.summary(classes), len(self._evaluator.inference.shapes)
+        data = self.config.data
+        clear = "\r\x1b[K" if sys.stdout.isatty() else ""
+        self.say(
+            f"{clear}{scores.table(classes)}\n"
+            f"step {step}, {len(self.split)} images of {data.dataset}/{data.eval_split}; "
+            f"the model was compiled for {shapes} {'shape' if shapes == 1 else 'shapes'}\n"
+            f"mIoU: {summary['mIoU'] or 0.0:.4f}"
+        )
+        if jax.process_index() == 0:
+            with (self.workdir / _RECORD).open("a") as file:
+                file.write(json.dumps({"step": step} | self.settings | summary) + "\n")
+        return step, summary
+
+    def recorded(self) -> set[int]:
+        """Steps that `evaluations.jsonl` has under these settings."""
+        path, steps = self.workdir / _RECORD, set()
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # cut short by a kill
+                continue
+            if all(record.get(key) == value for key, value in self.settings.items()):
+                steps.add(record["step"])
+        return steps
+
+    def say(self, text: str) -> None:
+        """A line of process 0."""
+        if jax.process_index() == 0:
+            print(text, flush=True)
+
+    def _progress(self, images: int) -> None:
+        if sys.stdout.isatty() and jax.process_index() == 0:
+            print(f"\r\x1b[K{images}/{len(self.split)} images", end="", flush=True)
+
+
+def _watch(judge: _Judge) -> None:
+    """Scores the run's checkpoints in order as they appear; a step that is already recorded is left out."""
+    final, folder = judge.config.train.steps, judge.workdir / "checkpoints"
+    judge.say(f"watching {folder} up to step {final}")
+    done = judge.recorded()
+    while not judge.stop():
+        present = set(ocp.utils.checkpoint_steps(folder)) if folder.exists() else set()
+        # Processes must score the same step: the first one's next.
+        step = min(present - done, default=-1)
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        if step >= 0:
+            try:
+                judge(str(step))
+            except (ValueError, OSError) as error:  # UserError is a ValueError, and so are some of orbax's
+                if (folder / str(step)).exists():
+                    raise
+                judge.say(f"step {step} was removed before it could be scored ({error})")
+            if not judge.stop():
+                done.add(step)
+        elif final in done:
+            return
+        else:
+            _wait(judge.stop)
+
+
+def _wait(stop: Stop) -> None:
+    until = time.monotonic() + _POLL
+    while not stop() and time.monotonic() < until:
+        time.sleep(0.1)

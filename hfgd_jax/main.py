@@ -3,28 +3,39 @@
     python -m hfgd_jax.main --config configs/X.py --workdir DIR
     python -m hfgd_jax.main --workdir DIR --mode eval
     python -m hfgd_jax.main --workdir DIR --mode predict --input PHOTOS --output OUT
+    python -m hfgd_jax.main --workdir DIR --mode predict --input split:test --ids raw --output OUT
 
 `--config` may be left out where `--workdir` holds a run. `--config.FIELD=VALUE` overrides a field.
 """
 
-import functools
 import sys
 
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from hfgd_jax import cli, evaluate, predict, train
+from hfgd_jax import cli, evaluate, inference, predict, tiles, train
 from hfgd_jax.signals import Stop
-from hfgd_jax.system import load
+from hfgd_jax.system import load, open_data
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "What to do.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "eval, predict: latest, best or a step.")
-_INPUT = flags.DEFINE_string("input", None, "predict: an image, a folder of images or a glob.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "eval, predict: latest, best or a step; eval: several, with commas, or watch."
+)
+_INPUT = flags.DEFINE_string(
+    "input", None, "predict: an image, a folder of images, a glob, or split:NAME of the run's data set."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "predict: folder for masks and overlays.")
+_IDS = flags.DEFINE_enum(
+    "ids",
+    "train",
+    ["train", "raw"],
+    "predict: masks of train ids in colour, or of the data set's own label ids.",
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict: replace pictures that are already there.")
+_SPLIT = "split:"
 flags.mark_flags_as_required(["workdir"])
 
 
@@ -69,21 +80,22 @@ def main(_: list[str]) -> int:
 
 
 def _predict(config: ConfigDict, workdir: str, checkpoint: str) -> int:
+    name = _INPUT.value.removeprefix(_SPLIT)
+    source = open_data(config, name) if _INPUT.value.startswith(_SPLIT) else _INPUT.value
     system, variables, step, table = load(config, workdir, checkpoint)
     print(f"predicting with step {step} of {workdir}")
-    evaluator = evaluate.Evaluator(system.model, config, system.mesh)
+    seen = inference.Inference(system.model, config)
     with Stop().listening() as stop:
         report = predict.run(
-            functools.partial(evaluator.predict, variables),
-            _INPUT.value,
+            tiles.Predictor(seen, variables, system.mean_pixel),
+            source,
             _OUTPUT.value,
             table=table,
-            mean_pixel=system.mean_pixel,
-            geometry_name=config.model.geometry,
-            input_scale=config.data.input_scale,
+            ids=_IDS.value,
             overwrite=_OVERWRITE.value,
             should_stop=stop,
         )
+    print(f"the model was compiled for {len(seen.shapes)} {'shape' if len(seen.shapes) == 1 else 'shapes'}")
     print(report.summary())
     return stop.exit_code or report.exit_code
 

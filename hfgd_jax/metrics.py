@@ -1,6 +1,6 @@
 """The score: one confusion matrix over a whole set, and what is read from it (spec section 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -81,23 +81,29 @@ def summarize(matrix: Int[np.ndarray, "k k"], classes: Sequence[str]) -> dict[st
     }
 
 
-def table(matrix: Int[np.ndarray, "k k"], classes: Sequence[str]) -> str:
-    """The scores as a printable table in percent: a line per class, with its pixels; `n/a` where absent."""
+def table(
+    matrix: Int[np.ndarray, "k k"],
+    classes: Sequence[str],
+    details: Mapping[str, Sequence[float | None]] | None = None,
+) -> str:
+    """The scores as a printable table in percent: a line per class, with its pixels; `n/a` where absent.
+
+    Args:
+        matrix, classes: as in `summarize`.
+        details: more columns, each a value in [0, 1] or None per class; the last line has their means.
+    """
     hits, truth, predicted = _counts(matrix, classes)
-    rows = [("class", "IoU %", "accuracy %", "labelled px", "predicted px")]
-    for name, h, t, p in zip(classes, hits, truth, predicted, strict=True):
-        rows.append((name, _percent(_ratio(h, t + p - h)), _percent(_ratio(h, t)), f"{t:,}", f"{p:,}"))
+    more = {name.replace("_", " ") + " %": values for name, values in (details or {}).items()}
+    rows = [("class", "IoU %", "accuracy %", "labelled px", "predicted px", *more)]
+    extra = zip(*more.values(), strict=True) if more else [()] * len(classes)
+    for name, h, t, p, own in zip(classes, hits, truth, predicted, extra, strict=True):
+        scores = (_percent(_ratio(h, t + p - h)), _percent(_ratio(h, t)), f"{t:,}", f"{p:,}")
+        rows.append((name, *scores, *map(_percent, own)))
     scores = summarize(matrix, classes)
-    rows.append(
-        (
-            "all",
-            _percent(scores["mIoU"]),
-            _percent(scores["mean_accuracy"]),
-            f"{truth.sum():,}",
-            f"{predicted.sum():,}",
-        )
-    )
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    means = (_percent(scores["mIoU"]), _percent(scores["mean_accuracy"]))
+    pixels = (f"{truth.sum():,}", f"{predicted.sum():,}")
+    rows.append(("all", *means, *pixels, *(_percent(_mean(values)) for values in more.values())))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *_right(row[1:], widths[1:])]) for row in rows]
     rule = "-" * len(lines[0])
     accuracy = f"pixel accuracy %: {_percent(scores['pixel_accuracy'])}"

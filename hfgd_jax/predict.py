@@ -1,38 +1,40 @@
-"""Pictures in, masks and overlays out: files of any size and kind, whatever predicts."""
+"""Pictures in, masks and overlays out: files of any kind or a data set's split, whatever predicts."""
 
 import contextlib
 import dataclasses
-import functools
 import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
-import cv2
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from hfgd_jax import render
-from hfgd_jax.data import augment, buckets
 from hfgd_jax.data.labels import LabelTable
+from hfgd_jax.data.source import CorruptRecordError, Split
 from hfgd_jax.errors import UserError
-from hfgd_jax.geometry import Geometry
 
 Size = tuple[int, int]  # height, width
-# (image uint8 [1, H, W, 3] on its canvas, (h, w) of the image proper, (H, W) of the mask) -> uint8 [H, W]
-PredictFn = Callable[
-    [UInt8[np.ndarray, "1 H W 3"], tuple[int, int], tuple[int, int]], UInt8[np.ndarray, "h w"]
-]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-MAX_SIDE = 2048  # pixels of the longer side, at most, in the model and of its mask: memory grows fast
+RAW_ENDING = "_labelIds"  # of masks in raw ids, as Cityscapes names its own
 _ORIENTATION = 0x0112  # EXIF; 5 and above lie on their side
+
+
+class Predictor(Protocol):
+    """What predicts, such as `tiles.Predictor`."""
+
+    def plan(self, sizes: Sequence[Size]) -> None:
+        """Told the heights and widths of the pictures to come, as far as they are known."""
+
+    def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> tuple[UInt8[np.ndarray, "h w"], int]:
+        """The mask of an RGB picture, train ids of its size, and the number of tiles it was made of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,48 +61,63 @@ class PredictReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class Source:
+    """A picture to come.
+
+    Attributes:
+        name: what its outputs are called, if no other has that name.
+        kind: what they are called after besides, where names are alike.
+        told: what the user knows it by.
+        size: its height and width without decoding it; (1, 1) where they cannot be told.
+        read: the picture, uint8 RGB `[h, w, 3]`; raises Unreadable.
+        path: the file, None where it is no file of its own.
+    """
+
+    name: str
+    kind: str
+    told: str
+    size: Callable[[], Size]
+    read: Callable[[], UInt8[np.ndarray, "h w 3"]]
+    path: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class _Job:
-    source: Path
+    source: Source
     mask: Path
     overlay: Path
 
 
 def run(
-    predict_fn: PredictFn,
-    inputs: str,
+    predictor: Predictor,
+    inputs: str | Split,
     output: str | os.PathLike,
     *,
     table: LabelTable,
-    mean_pixel: Float[np.ndarray, "3"],
-    geometry_name: Geometry = "align_corners",
-    input_scale: float = 1.0,
+    ids: Literal["train", "raw"] = "train",
     alpha: float = 0.5,
     overwrite: bool = False,
-    max_side: int = MAX_SIDE,
     should_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], Any] = print,
 ) -> PredictReport:
     """Predicts every image of `inputs` into `OUTPUT/masks/NAME.png` and `OUTPUT/overlays/NAME.jpg`.
 
-    A mask has its image's size (as shown: EXIF rotation is applied) and holds the train ids as an index PNG
-    in the data set's colours, which `OUTPUT/overlays/legend.png` names. An input that cannot be read is told
-    in a line, skipped, and counted in the report. A file appears whole or not at all.
+    A mask has its image's size (as shown: EXIF rotation is applied to files; a data set's pictures are taken
+    as they are stored) and holds the train ids as an index PNG in the data set's colours, which
+    `OUTPUT/overlays/legend.png` names. An input that cannot be read is told in a line, skipped, and counted
+    in the report. A file appears whole or not at all.
 
     Args:
-        predict_fn: gets the image on a canvas (uint8 `[1, H, W, 3]`, padded at the bottom and right with the
-            mean pixel up to one of few sizes), the `(h, w)` of the image proper on it and the `(h, w)` of the
-            mask wanted; returns that mask, uint8.
-        inputs: an image; a folder, whose images are taken without its subfolders; or a glob (`**` for any
-            depth). In folders and globs a file counts as an image by its suffix.
+        predictor: gives the mask of a picture.
+        inputs: an image; a folder, whose images are taken without its subfolders; a glob (`**` for any
+            depth); or a split of a data set, labelled or not, whose records' ids are the names. In folders
+            and globs a file counts as an image by its suffix.
         output: folder, made where missing. Files within its `masks` and `overlays` are never inputs.
-        table: the classes and their colours.
-        mean_pixel: RGB 0-255, the padding.
-        geometry_name: `align_corners` or `half_pixel`, for the form of the canvas.
-        input_scale: images are resized by it for the model, as in training; masks keep the image's own size.
+        table: the classes, their colours and their raw ids.
+        ids: `raw` writes what a benchmark's server takes instead: `OUTPUT/masks/NAME_labelIds.png`, a grey
+            PNG of the data set's own label ids.
         alpha: weight of the colours in the overlays.
         overwrite: replace outputs that are already there; inputs are never replaced.
-        max_side: a longer side beyond it is reduced to it for the model and its mask, which is then enlarged
-            (nearest); the image's line says so.
         should_stop: asked before each image.
         say: told a line per image.
 
@@ -109,33 +126,41 @@ def run(
             written or would put outputs over inputs.
     """
     output = Path(output).expanduser()
-    sources = find_images(inputs, output)
-    jobs = _plan(sources, output, overwrite)
+    if isinstance(inputs, Split):
+        sources = [_record(inputs, index) for index in range(len(inputs))]
+        if not sources:
+            raise UserError(f"--input=split:{inputs.split}: this split of {inputs.dataset!r} is empty")
+    else:
+        sources = [_file(path) for path in find_images(inputs, output)]
+    jobs = _plan(sources, output, overwrite, RAW_ENDING if ids == "raw" else "")
     with _writing(output):
         (output / "masks").mkdir(parents=True, exist_ok=True)
         (output / "overlays").mkdir(exist_ok=True)
         render.write_image(
             output / "overlays" / "legend.png", render.legend(table.classes, table.palette, 960)
         )
-    fit = functools.partial(_fit, input_scale=input_scale, max_side=max_side)
-    canvases = _canvases(sources, fit, geometry_name)
+    predictor.plan([source.size() for source in sources])
     masks, skipped, stopped = [], [], False
     for number, (job, image) in enumerate(_read_ahead(jobs), start=1):
         if stopped := should_stop():
             break
-        head = f"[{number}/{len(jobs)}] {job.source}"
+        head = f"[{number}/{len(jobs)}] {job.source.told}"
         try:
             if isinstance(image, Unreadable):
                 raise image
-            mask, note = _predict_one(predict_fn, image, fit, canvases[number - 1], mean_pixel, input_scale)
+            mask, tiles = _predict_one(predictor, image)
         except Unreadable as error:
-            skipped.append(f"{job.source}: {error}")
+            skipped.append(f"{job.source.told}: {error}")
             say(f"{head}: skipped: {error}")
             continue
         with _writing(output):
             render.write_image(job.overlay, render.overlay(image, mask, table.palette, alpha))
-            render.write_mask(job.mask, mask, table.palette)
+            if ids == "raw":
+                render.write_ids(job.mask, table.to_raw_ids(mask))
+            else:
+                render.write_mask(job.mask, mask, table.palette)
         masks.append(job.mask)
+        note = f"  (in {tiles} tiles)" if tiles > 1 else ""
         say(f"{head} -> {job.mask}  {_shares(mask, table.classes)}{note}")
     return PredictReport(tuple(masks), tuple(skipped), stopped, output)
 
@@ -214,13 +239,47 @@ def find_images(inputs: str, output: Path) -> list[Path]:
     return kept
 
 
-def _plan(sources: Sequence[Path], output: Path, overwrite: bool) -> list[_Job]:
+def _file(path: Path) -> Source:
+    def size() -> Size:
+        try:
+            with Image.open(path) as image:
+                turned = image.getexif().get(_ORIENTATION, 1) >= 5
+                return (image.width, image.height) if turned else (image.height, image.width)
+        except Exception:  # read_image will say what is wrong
+            return 1, 1
+
+    return Source(path.stem, path.suffix[1:], str(path), size, lambda: read_image(path), path)
+
+
+def _record(split: Split, index: int) -> Source:
+    told = f"{split.dataset}/{split.split} record {index}"
+    try:
+        name = split.record_id(index).replace("/", "_")
+    except CorruptRecordError:
+        name = f"record_{index}"  # reading it will say what is wrong
+
+    def size() -> Size:
+        try:
+            return split.size(index)
+        except CorruptRecordError:
+            return 1, 1
+
+    def read() -> np.ndarray:
+        try:
+            return split.example(index)["image"]
+        except CorruptRecordError as error:
+            raise Unreadable(str(error)) from error
+
+    return Source(name, str(index), f"{told} ({name})", size, read)
+
+
+def _plan(sources: Sequence[Source], output: Path, overwrite: bool, ending: str) -> list[_Job]:
     names = _names(sources)
     jobs = [
-        _Job(source, output / "masks" / f"{name}.png", output / "overlays" / f"{name}.jpg")
+        _Job(source, output / "masks" / f"{name}{ending}.png", output / "overlays" / f"{name}.jpg")
         for source, name in zip(sources, names, strict=True)
     ]
-    taken = {source.resolve() for source in sources}
+    taken = {source.path.resolve() for source in sources if source.path}
     targets = [path for job in jobs for path in (job.mask, job.overlay)]
     for target in targets:
         if target.resolve() in taken:
@@ -232,15 +291,15 @@ def _plan(sources: Sequence[Path], output: Path, overwrite: bool) -> list[_Job]:
     return jobs
 
 
-def _names(sources: Sequence[Path]) -> list[str]:
-    """A name for each source, no two alike even where upper and lower case are one: its stem if it can be."""
-    stems = Counter(source.stem.casefold() for source in sources)
-    taken = {stem for stem, times in stems.items() if times == 1}
+def _names(sources: Sequence[Source]) -> list[str]:
+    """A name for each source, no two alike even where upper and lower case are one: its own if it can be."""
+    owners = Counter(source.name.casefold() for source in sources)
+    taken = {name for name, times in owners.items() if times == 1}
     names = []
     for source in sources:
-        name = source.stem
-        if stems[name.casefold()] > 1:
-            base = f"{source.stem}_{source.suffix[1:]}"
+        name = source.name
+        if owners[name.casefold()] > 1:
+            base = f"{source.name}_{source.kind}"
             name, number = base, 1
             while name.casefold() in taken:
                 number += 1
@@ -255,7 +314,7 @@ def _read_ahead(jobs: Sequence[_Job]) -> Iterator[tuple[_Job, np.ndarray | Unrea
 
     def read(job: _Job) -> np.ndarray | Unreadable:
         try:
-            return read_image(job.source)
+            return job.source.read()
         except Unreadable as error:
             return error
 
@@ -268,56 +327,16 @@ def _read_ahead(jobs: Sequence[_Job]) -> Iterator[tuple[_Job, np.ndarray | Unrea
             yield job, image
 
 
-def _fit(size: Size, input_scale: float, max_side: int) -> tuple[Size, Size]:
-    """The sizes of an image for the model and of its mask before that is enlarged to the image's own."""
-    scale = augment.as_fraction(input_scale)
-    limit = Fraction(max_side, max(*size, max_side))
-    return augment.scaled_size(size, min(scale, limit)), augment.scaled_size(size, limit)
-
-
-def _canvases(sources: Sequence[Path], fit: Callable[[Size], tuple[Size, Size]], geometry: str) -> list[Size]:
-    """A canvas for each image, as evaluation would choose it: few shapes, planned from the files' headers."""
-    seen = []
-    for source in sources:
-        try:
-            with Image.open(source) as image:
-                turned = image.getexif().get(_ORIENTATION, 1) >= 5
-                size = (image.width, image.height) if turned else (image.height, image.width)
-        except Exception:  # read_image will say what is wrong
-            size = (1, 1)
-        seen.append(fit(size)[0])
-    canvases = seen.copy()
-    for canvas, (index,) in buckets.plan(seen, 1, Fraction(1), geometry):
-        canvases[index] = canvas.image
-    return canvases
-
-
 def _predict_one(
-    predict_fn: PredictFn,
-    image: UInt8[np.ndarray, "h w 3"],
-    fit: Callable[[Size], tuple[Size, Size]],
-    canvas: Size,
-    mean_pixel: np.ndarray,
-    input_scale: float,
-) -> tuple[UInt8[np.ndarray, "h w"], str]:
-    """The mask of one image, of its size, and a note on what was done to it."""
-    size = image.shape[:2]
-    seen, target = fit(size)
-    if seen == augment.scaled_size(size, augment.as_fraction(input_scale)):
-        image = augment.resize_image(image, input_scale)
-    else:
-        image = cv2.resize(image, seen[::-1], interpolation=cv2.INTER_AREA)
-    canvas = tuple(map(max, canvas, seen))  # should a header have told another size than the picture has
+    predictor: Predictor, image: UInt8[np.ndarray, "h w 3"]
+) -> tuple[UInt8[np.ndarray, "h w"], int]:
     try:
-        mask = predict_fn(augment.pad_image(image, canvas, mean_pixel)[None], seen, target)
+        return predictor(image)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise Unreadable(f"{size[1]}x{size[0]} pixels: not enough device memory") from error
-    if target == size:
-        return mask, ""
-    mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return mask, f"  (predicted at {target[1]}x{target[0]}, enlarged to {size[1]}x{size[0]})"
+        height, width = image.shape[:2]
+        raise Unreadable(f"{width}x{height} pixels: not enough device memory") from error
 
 
 def _shares(mask: np.ndarray, classes: Sequence[str], most: int = 3) -> str:

@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hfgd_jax import checkpoints, losses, macs, metrics, optim, render, sharding
+from hfgd_jax import checkpoints, losses, macs, optim, render, sharding
 from hfgd_jax import config as configuration
 from hfgd_jax.data import pipeline
 from hfgd_jax.data.source import CorruptRecordError
@@ -272,12 +272,12 @@ class Loop:
 
     def _evaluate(self) -> None:
         start = time.perf_counter()
-        matrix = self.evaluator.confusion(
+        scores = self.evaluator.score(
             self.state.model, self.eval_split, self.system.mean_pixel, should_stop=self.stop
         )
-        if matrix is None:  # stopped: the evaluation is made up for on restart
+        if scores is None:  # stopped: the evaluation is made up for on restart
             return
-        summary = metrics.summarize(matrix, self.train_split.table.classes)
+        summary = scores.summary(self.train_split.table.classes)
         self.log.evaluated(self.step, summary)
         self._draw()
         best = self.saved.best_mean_iou()

@@ -1,4 +1,4 @@
-"""Which records are evaluated together, and on which canvas: few shapes, planned from sizes alone."""
+"""Which records are evaluated together, and on which canvases: few shapes, planned from sizes alone."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,25 +14,27 @@ MAX_SHAPES = 8  # more than this, and the canvases become coarser
 
 
 class Canvas(NamedTuple):
-    """Sizes that a batch's pictures and labels are padded to."""
+    """Sizes that a batch's pictures, at each scale, and its labels are padded to."""
 
-    image: Size
+    images: tuple[Size, ...]
     label: Size
 
 
 def plan(
-    sizes: Sequence[Size], batch_size: int, scale: Fraction, geometry: str
+    sizes: Sequence[Size], batch_size: int, scales: Sequence[Fraction], geometry: str
 ) -> list[tuple[Canvas, list[int]]]:
     """Global batches that take each record once.
 
-    A canvas side is the smallest one on the grid that holds its picture, of the form k * step + 1
-    (align_corners) or k * step (half_pixel); step is 64, doubled until there are at most `MAX_SHAPES` shapes.
-    Pictures all of one size get the smallest canvas on the grid of 32.
+    Records are grouped by their labels' canvas, whose sides are the smallest of the form k * step + 1
+    (align_corners) or k * step (half_pixel) that hold the label; step is 64, doubled until there are at most
+    `MAX_SHAPES` groups, and 32 where all records have one size. A group's canvas at a scale is the smallest
+    one on the grid of 32 that holds all of its pictures at that scale. So there are as many compiled shapes
+    as groups, times the scales.
 
     Args:
         sizes: height and width of each record, before scaling.
         batch_size: the global batch.
-        scale: of the pictures.
+        scales: of the pictures, each a view of every record.
         geometry: `align_corners` or `half_pixel`.
 
     Returns:
@@ -42,26 +44,31 @@ def plan(
         raise UserError(f"geometry {geometry!r}: unknown; one of align_corners, half_pixel")
     extra = 1 if geometry == "align_corners" else 0
     step = 32 if len(set(sizes)) <= 1 else 64
-    groups = _group(sizes, scale, step, extra)
+    groups = _group(sizes, step, extra)
     while len(groups) > MAX_SHAPES:
         step *= 2
-        groups = _group(sizes, scale, step, extra)
+        groups = _group(sizes, step, extra)
     batches = []
-    for canvas in sorted(groups):
-        indices = groups[canvas]
+    for label, indices in sorted(groups.items()):
+        canvas = Canvas(tuple(_canvas([sizes[i] for i in indices], scale, extra) for scale in scales), label)
         for first in range(0, len(indices), batch_size):
             rows = indices[first : first + batch_size]
             batches.append((canvas, rows + [-1] * (batch_size - len(rows))))
     return batches
 
 
-def _group(sizes: Sequence[Size], scale: Fraction, step: int, extra: int) -> dict[Canvas, list[int]]:
+def _group(sizes: Sequence[Size], step: int, extra: int) -> dict[Size, list[int]]:
     groups = defaultdict(list)
     for index, size in enumerate(sizes):
-        canvas = Canvas(_round_up(scaled_size(size, scale), step, extra), _round_up(size, step, extra))
-        groups[canvas].append(index)
+        groups[_round_up(size, step, extra)].append(index)
     return dict(groups)
 
 
+def _canvas(sizes: Sequence[Size], scale: Fraction, extra: int) -> Size:
+    scaled = [scaled_size(size, scale) for size in sizes]
+    return _round_up((max(h for h, _ in scaled), max(w for _, w in scaled)), 32, extra)
+
+
 def _round_up(size: Size, step: int, extra: int) -> Size:
-    return tuple(max(1, -(-(side - extra) // step)) * step + extra for side in size)
+    height, width = (max(1, -(-(side - extra) // step)) * step + extra for side in size)
+    return height, width

@@ -166,7 +166,7 @@ def eval_batches(
     *,
     batch_size: int,
     mean_pixel: Sequence[float],
-    input_scale: float = 1.0,
+    scales: Sequence[float] = (1.0,),
     geometry: str = "align_corners",
     process_index: int = 0,
     process_count: int = 1,
@@ -175,36 +175,38 @@ def eval_batches(
 ) -> Batches:
     """Every record once, in a fixed order, on few canvas shapes; the same number of batches everywhere.
 
-    Pictures are scaled by `input_scale` (as in training, see `augment`); labels keep their own size. Both lie
-    at the top left of a canvas (see `buckets`) that is filled up with the mean pixel and with 255. All rows
-    of a global batch have the same canvases; where records run out, filler rows complete the batch.
+    A record is decoded once and its picture resized to each of the scales (as in training, see `augment`);
+    labels keep their own size. All lie at the top left of canvases (see `buckets`) that are filled up with
+    the mean pixel and with 255. All rows of a global batch have the same canvases; where records run out,
+    filler rows complete the batch.
 
     Args:
         split: labelled or not; without labels the label is all 255 at the picture's own size.
         batch_size: the global batch, over all processes.
         mean_pixel: RGB, 0-255.
-        input_scale: of the picture.
+        scales: of the picture; each is one view.
         geometry: `align_corners` (canvas sides are 32k + 1) or `half_pixel` (32k).
         process_index, process_count: this process, and how many share the global batch.
         threads: for decoding.
         skip_corrupt: make an unreadable record an all-ignored one instead of raising.
 
     Returns:
-        Dicts of `image` uint8 `[b, H, W, 3]`, `label` uint8 `[b, h, w]`, `image_size` int32 `[b, 2]` (height
-        and width of the scaled picture in its canvas), `size` int32 `[b, 2]` (of the label in its canvas),
-        `index` int32 `[b]` (-1: filler, with sizes 1x1 and all ignored), `corrupt` bool `[b]`. The iterator's
-        `length` is the number of batches.
+        Dicts of `views`, a tuple with for each scale a dict of `image` uint8 `[b, H, W, 3]` and `image_size`
+        int32 `[b, 2]` (height and width of the scaled picture in its canvas); `label` uint8 `[b, h, w]`;
+        `size` int32 `[b, 2]` (of the label in its canvas), `index` int32 `[b]` (-1: filler, with sizes 1x1
+        and all ignored), `corrupt` bool `[b]`. The iterator's `length` is the number of batches.
 
     Raises:
         UserError: the batch cannot be shared out. CorruptRecordError names an unreadable record.
     """
     rows = _rows(batch_size, process_index, process_count)
     sizes = _sizes(split, skip_corrupt)
-    plan = buckets.plan(sizes, batch_size, augment.as_fraction(input_scale), geometry)
+    plan = buckets.plan(sizes, batch_size, [augment.as_fraction(scale) for scale in scales], geometry)
     mine = [(canvas, indices[row]) for canvas, indices in plan for row in rows]
-    load = _EvalLoader(split, tuple(mean_pixel), float(input_scale), skip_corrupt)
+    load = _EvalLoader(split, tuple(mean_pixel), tuple(map(float, scales)), skip_corrupt)
     dataset = grain.MapDataset.source(mine).map(load).batch(len(rows))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(_EVAL_PREFETCH, threads))
+    ahead = max(_EVAL_PREFETCH, threads) if len(scales) == 1 else _EVAL_PREFETCH  # views are large
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return Batches(dataset.to_iter_dataset(options), len(plan))
 
 
@@ -226,10 +228,10 @@ class _EvalLoader:
 
     split: Split
     mean_pixel: tuple[float, ...]
-    input_scale: float
+    scales: tuple[float, ...]
     skip_corrupt: bool
 
-    def __call__(self, place: tuple[buckets.Canvas, int]) -> Batch:
+    def __call__(self, place: tuple[buckets.Canvas, int]) -> dict[str, Any]:
         canvas, index = place
         image, label = np.empty((0, 0, 3), np.uint8), np.full((1, 1), IGNORE, np.uint8)
         corrupt = False
@@ -241,13 +243,27 @@ class _EvalLoader:
                     raise
                 corrupt = True
             else:
-                image = augment.resize_image(example["image"], self.input_scale)
-                label = example.get("label", np.full(example["image"].shape[:2], IGNORE, np.uint8))
+                image = example["image"]
+                label = example.get("label", np.full(image.shape[:2], IGNORE, np.uint8))
         return {
-            "image": augment.pad_image(image, canvas.image, self.mean_pixel),
+            "views": views(image, self.scales, canvas, self.mean_pixel),
             "label": augment.pad_label(label, canvas.label),
-            "image_size": np.maximum(np.array(image.shape[:2], np.int32), 1),
             "size": np.array(label.shape, np.int32),
             "index": np.int32(index),
             "corrupt": np.bool_(corrupt),
         }
+
+
+def views(
+    image: augment.Image, scales: Sequence[float], canvas: buckets.Canvas, mean_pixel: Sequence[float]
+) -> tuple[Batch, ...]:
+    """A picture at each scale on its canvas: `image` uint8 `[H, W, 3]` and `image_size` int32 `[2]`.
+
+    An empty picture is 1x1 of the mean pixel.
+    """
+    found = []
+    for scale, size in zip(scales, canvas.images, strict=True):
+        seen = augment.resize_image(image, scale) if image.size else image
+        inside = np.maximum(np.array(seen.shape[:2], np.int32), 1)
+        found.append({"image": augment.pad_image(seen, size, mean_pixel), "image_size": inside})
+    return tuple(found)

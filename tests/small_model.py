@@ -1,0 +1,49 @@
+"""A segmenter that compiles in no time, for tests of what is built around one; and pictures."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hfgd_jax import config as configuration
+from hfgd_jax import geometry
+from hfgd_jax.inference import Inference
+from hfgd_jax.models.segmenter import Outputs
+
+MEAN = np.array([120.0, 120.0, 120.0])
+
+
+class Small(nn.Module):
+    """Two strided convolutions, a third, five classes; pads to the grid with the mean pixel."""
+
+    geometry: str
+
+    @nn.compact
+    def __call__(self, images, train):
+        del train
+        x = geometry.pad_to(
+            (images.astype(jnp.float32) - 120) / 60, geometry.grid_size(images.shape[1:3], self.geometry), 0.0
+        )
+        corners = self.geometry == "align_corners"
+        kernel, padding = ((3, 3), ((1, 1), (1, 1))) if corners else ((2, 2), "VALID")
+        for width in (6, 8):
+            x = nn.tanh(nn.Conv(width, kernel, strides=2, padding=padding)(x))
+        return Outputs(nn.Dense(5)(nn.tanh(nn.Conv(8, (3, 3))(x))))
+
+
+def made(name, **settings):
+    """An `Inference` of `Small` in a geometry, and its variables."""
+    config = configuration.default()
+    config.model.geometry = name
+    config.eval.update(settings)
+    configuration.validate(config)
+    model = Small(name)
+    variables = model.init(jax.random.key(1), jnp.zeros((1, 65, 65, 3)), False)
+    return Inference(model, config), model, variables
+
+
+def picture(height, width, seed=0):
+    """Blobs, not noise: something that scales."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (height // 8 + 2, width // 8 + 2, 3)).astype(np.uint8)
+    return np.ascontiguousarray(np.kron(coarse, np.ones((8, 8, 1), np.uint8))[:height, :width])
