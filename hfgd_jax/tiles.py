@@ -8,6 +8,7 @@ the model's features, so that a convolutional model predicts, a receptive field 
 what it predicts for the whole.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -45,8 +46,8 @@ class Predictor:
     """Masks of single pictures; `plan` first where the sizes of many are known, and few shapes compile.
 
     Attributes:
-        tile: height and width of a tile in the picture's own pixels: `eval.window` or `TILE` as seen at
-            scale 1, less what is needed for whole steps.
+        tile: height and width of a tile, at most, in the picture's own pixels: `eval.window` or `TILE` as
+            seen at scale 1, less what is needed for whole steps.
         max_side: a longer side is cut into tiles.
     """
 
@@ -65,7 +66,9 @@ class Predictor:
         aligned = windows.COARSEST * math.lcm(*(scale.denominator for scale in self._scales))
         smallest = min(window) / inference.input_scale
         self._step = aligned if 2 * aligned <= smallest else windows.COARSEST
-        height, width = (math.ceil(side / inference.input_scale / self._step) * self._step for side in window)
+        height, width = (
+            max(2, int(side / inference.input_scale / self._step)) * self._step for side in window
+        )
         self.tile = (height, width)
         self._canvases: dict[Size, buckets.Canvas] = {}
 
@@ -101,7 +104,9 @@ class Predictor:
 
     def _seen(self, size: Size) -> Size:
         """What the model sees at once of a picture, in the picture's pixels."""
-        height, width = map(min, size, self.tile) if self._is_large(size) else size
+        if not self._is_large(size):
+            return size
+        height, width = (tile_side(*sides, self._step) for sides in zip(size, self.tile, strict=True))
         return height, width
 
     def _mask(self, picture: np.ndarray, canvas: buckets.Canvas) -> np.ndarray:
@@ -112,18 +117,26 @@ class Predictor:
         return np.asarray(mask)[0, : size[0, 0], : size[0, 1]]
 
 
+def tile_side(length: int, tile: int, step: int) -> int:
+    """What a tile sees along an axis: the largest side up to `tile` that leaves whole steps of the picture.
+
+    Tiles then start whole steps from either end, and keep the grid of a mirror image as well.
+    """
+    return length if length <= tile else tile - (tile - length) % step
+
+
 def spans(length: int, tile: int, step: int, overlap: float) -> list[Span]:
-    """The tiles along one axis, which together give each pixel once.
+    """The tiles along one axis, which together give each pixel once; all of one size (see `tile_side`).
 
     Args:
         length: of the picture.
-        tile: of a tile; the last one may be shorter by less than `step`.
+        tile: of a tile, at most.
         step: tiles start on its multiples.
         overlap: the share of a tile, at least, that the next one covers too; each gives half of it.
     """
+    tile = tile_side(length, tile, step)
     stride = max(step, int(tile * (1 - overlap) + 1e-6) // step * step)
-    last = -(-max(0, length - tile) // step) * step
-    starts = [*range(0, last, stride), last]
-    stops = [min(start + tile, length) for start in starts]
-    middles = [(start + stop) // 2 for start, stop in zip(starts[1:], stops, strict=False)]
-    return [Span(*four) for four in zip(starts, stops, [0, *middles], [*middles, length], strict=True)]
+    starts = [*range(0, length - tile, stride), length - tile]
+    middles = [start + (before + tile - start) // 2 for before, start in itertools.pairwise(starts)]
+    firsts, lasts = [0, *middles], [*middles, length]
+    return [Span(s, s + tile, first, last) for s, first, last in zip(starts, firsts, lasts, strict=True)]

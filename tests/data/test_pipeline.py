@@ -180,15 +180,17 @@ def evaluate(split, **options):
     with pipeline.eval_batches(split, **options) as batches:
         out = list(batches)
         assert len(out) == batches.length
-        return out
+        return [batch | dict(batch.pop("views")[-1]) for batch in out]  # the last scale
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.parametrize("batch_size", [4, 8, 12])
-def test_each_record_once_and_as_many_batches_everywhere(camvid, shapes_dir, batch_size, processes):
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [6, 12])
+def test_each_record_once_and_as_many_batches_everywhere(camvid, shapes_dir, batch_size, processes, threads):
+    """5 records of several sizes and 8 of one: no batch size divides them."""
     for split in (camvid, source.open_split(shapes_dir, "shapes", "val")):
         runs = [
-            evaluate(split, batch_size=batch_size, process_index=p, process_count=processes)
+            evaluate(split, batch_size=batch_size, process_index=p, process_count=processes, threads=threads)
             for p in range(processes)
         ]
         assert len({len(run) for run in runs}) == 1
@@ -216,7 +218,8 @@ def test_pictures_and_labels_lie_whole_in_their_canvases(camvid, batch_size):
             "index": "int32",
             "corrupt": "bool",
         }
-        assert all(side % 64 == 1 for side in (*batch["image"].shape[1:3], *batch["label"].shape[1:]))
+        assert all(side % 64 == 1 for side in batch["label"].shape[1:])
+        assert all(side % 32 == 1 for side in batch["image"].shape[1:3])
         for row, index in enumerate(batch["index"]):
             image, label = batch["image"][row].copy(), batch["label"][row].copy()
             if index < 0:
@@ -242,8 +245,8 @@ def test_one_size_gives_one_tight_shape(shapes_dir, geometry, want):
     assert {b["label"].shape for b in batches} == {(3, *want)}
 
 
-def test_input_scale_is_for_the_picture_alone(camvid):
-    for batch in evaluate(camvid, input_scale=0.5):
+def test_scales_are_for_the_picture_alone(camvid):
+    for batch in evaluate(camvid, scales=(1.25, 0.5)):
         for row, index in enumerate(batch["index"]):
             if index < 0:
                 continue
@@ -252,6 +255,21 @@ def test_input_scale_is_for_the_picture_alone(camvid):
             assert tuple(batch["image_size"][row]) == small.shape[:2]
             assert tuple(batch["size"][row]) == example["label"].shape
             np.testing.assert_array_equal(batch["image"][row, : small.shape[0], : small.shape[1]], small)
+
+
+def test_every_view_is_the_same_picture(camvid):
+    scales = (0.5, 1.0, 1.75)
+    with pipeline.eval_batches(camvid, batch_size=4, mean_pixel=MEAN, scales=scales, threads=2) as batches:
+        for batch in batches:
+            assert len(batch["views"]) == 3
+            for row, index in enumerate(batch["index"]):
+                if index < 0:
+                    continue
+                whole = camvid.example(int(index))["image"]
+                for scale, view in zip(scales, batch["views"], strict=True):
+                    want = augment.resize_image(whole, scale)
+                    h, w = view["image_size"][row]
+                    np.testing.assert_array_equal(view["image"][row, :h, :w], want)
 
 
 def test_a_split_without_labels_is_all_ignored_at_its_own_size(camvid_dir):
@@ -279,20 +297,23 @@ def test_many_sizes_share_few_shapes():
     rng = np.random.default_rng(0)
     sizes = [tuple(int(v) for v in rng.integers(100, 700, 2)) for _ in range(500)]
     for geometry, extra in (("align_corners", 1), ("half_pixel", 0)):
-        plan = buckets.plan(sizes, 8, augment.as_fraction(1.0), geometry)
+        scales = [augment.as_fraction(scale) for scale in (1.0, 0.5)]
+        plan = buckets.plan(sizes, 8, scales, geometry)
         assert 1 < len({canvas for canvas, _ in plan}) <= buckets.MAX_SHAPES
         for canvas, rows in plan:
             for i in rows:
-                assert i < 0 or all(a <= b for a, b in zip(sizes[i], canvas.image, strict=True))
-            assert all(side % 32 == extra for side in canvas.image + canvas.label)
+                for canvas_side, half, side in zip(*canvas.images, sizes[i], strict=True):
+                    assert i < 0 or (side <= canvas_side and side // 2 <= half)
+            assert all(side % 32 == extra for size in (*canvas.images, canvas.label) for side in size)
         taken = [i for _, rows in plan for i in rows if i >= 0]
         assert sorted(taken) == list(range(500))
 
 
 def test_a_canvas_is_never_a_grid_step_too_large():
-    (canvas, _), *_ = buckets.plan([(33, 65)], 1, augment.as_fraction(1.0), "align_corners")
-    assert canvas.image == (33, 65)
-    (canvas, _), *_ = buckets.plan([(1, 32)], 1, augment.as_fraction(1.0), "half_pixel")
-    assert canvas.image == (32, 32)
+    one = [augment.as_fraction(1.0)]
+    (canvas, _), *_ = buckets.plan([(33, 65)], 1, one, "align_corners")
+    assert canvas.images == ((33, 65),)
+    (canvas, _), *_ = buckets.plan([(1, 32)], 1, one, "half_pixel")
+    assert canvas.images == ((32, 32),)
     with pytest.raises(UserError, match="geometry 'other'"):
-        buckets.plan([(33, 65)], 1, augment.as_fraction(1.0), "other")
+        buckets.plan([(33, 65)], 1, one, "other")
