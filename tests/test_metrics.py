@@ -1,6 +1,7 @@
 """hfgd_jax.metrics, against counting by hand."""
 
 import json
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -27,6 +28,32 @@ def maps():
     labels[1] = 255
     predictions = rng.choice([0, 1, 2, 4, 6], size=labels.shape).astype(np.uint8)
     return labels, predictions
+
+
+def _independent_mean_iou(labels, predictions, num_classes):
+    """Another way to it: sets of pixels, class by class, in exact fractions."""
+    scores = []
+    valid = labels != 255
+    for k in range(num_classes):
+        truth, seen = valid & (labels == k), valid & (predictions == k)
+        if (truth | seen).any():
+            scores.append(Fraction(int((truth & seen).sum()), int((truth | seen).sum())))
+    return float(sum(scores) / len(scores))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mean_iou_equals_an_independent_one(seed):
+    rng = np.random.default_rng(seed)
+    num_classes = int(rng.integers(3, 30))
+    present = rng.permutation(num_classes)[: num_classes - 2]  # two classes are absent
+    labels = rng.choice([*present, 255], size=(2, 31, 47)).astype(np.uint8)
+    right = rng.random(labels.shape) < 0.6
+    predictions = np.where(right & (labels != 255), labels, rng.choice(present, size=labels.shape))
+    predictions = predictions.astype(np.uint8)
+    matrix = np.asarray(metrics.confusion_matrix(labels, predictions, num_classes))
+    got = metrics.summarize(matrix, [f"class {k}" for k in range(num_classes)])
+    assert got["mIoU"] == pytest.approx(_independent_mean_iou(labels, predictions, num_classes), abs=1e-9)
+    assert sum(value is None for value in got["per_class"].values()) == 2
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
@@ -123,3 +150,12 @@ def test_table_tells_everything():
     assert lines[6].split() == ["all", "70.83", "87.50", "60,000", "60,000"]
     assert lines[7] == "pixel accuracy %: 83.33"
     assert len({len(line) for line in lines[:7]}) == 1
+
+
+def test_table_with_more_columns():
+    matrix = np.array([[30, 10], [0, 20]])
+    lines = metrics.table(matrix, ["a", "b"], {"boundary_IoU": [0.5, None]}).splitlines()
+    assert lines[0].endswith("boundary IoU %")
+    assert [line.split()[-1] for line in lines[2:4]] == ["50.00", "n/a"]
+    assert lines[5].split()[-1] == "50.00"
+    assert len({len(line) for line in lines[:6]}) == 1
