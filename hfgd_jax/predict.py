@@ -243,7 +243,8 @@ def _file(path: Path) -> Source:
     def size() -> Size:
         try:
             with Image.open(path) as image:
-                turned = image.getexif().get(_ORIENTATION, 1) >= 5
+                # Pillow tells a TIFF's size as it is shown.
+                turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
                 return (image.width, image.height) if turned else (image.height, image.width)
         except Exception:  # read_image will say what is wrong
             return 1, 1

@@ -14,9 +14,10 @@ MEAN = np.array([120.0, 120.0, 120.0])
 
 
 class Small(nn.Module):
-    """Two strided convolutions, a third, five classes; pads to the grid with the mean pixel."""
+    """Two strided convolutions, a third, few classes; pads to the grid with the mean pixel."""
 
     geometry: str
+    classes: int = 5
 
     @nn.compact
     def __call__(self, images, train):
@@ -28,7 +29,7 @@ class Small(nn.Module):
         kernel, padding = ((3, 3), ((1, 1), (1, 1))) if corners else ((2, 2), "VALID")
         for width in (6, 8):
             x = nn.tanh(nn.Conv(width, kernel, strides=2, padding=padding)(x))
-        return Outputs(nn.Dense(5)(nn.tanh(nn.Conv(8, (3, 3))(x))))
+        return Outputs(nn.Dense(self.classes)(nn.tanh(nn.Conv(8, (3, 3))(x))))
 
 
 def made(name, **settings):

@@ -201,3 +201,45 @@ def test_every_picture_has_its_own_windows():
         found[1, 0] += [int(start[1, 1])] if there[1] else []
     assert found[0, 0] == starts_of(300, 97, 64) == [0, 64, 128, 192, 224]
     assert found[1, 0] == [0]
+
+
+# -- sampling --
+
+
+@pytest.mark.parametrize(("name", "stride", "grid"), [("align_corners", 4, 33), ("half_pixel", 4, 32)])
+def test_equal_sizes_give_the_pixels_of_the_grid(name, stride, grid):
+    h, w = geometry.feature_size((grid, grid), stride, name)
+    logits = jax.random.normal(jax.random.key(0), (2, h, w, 3))
+    size = jnp.array([[30, 27], [grid, grid]])
+    got = logits_at_label(logits, size, size, (grid, grid), output_stride=stride, geometry=name)
+    want = geometry.to_pixels(logits, (grid, grid), geometry=name)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["align_corners", "half_pixel"])
+def test_other_sizes_against_plain_loops(name):
+    stride, image_size, label_size = 4, (21, 30), (43, 59)
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(1, 9, 9, 2))
+    got = logits_at_label(
+        jnp.asarray(logits),
+        jnp.array([image_size]),
+        jnp.array([label_size]),
+        (48, 64),
+        output_stride=stride,
+        geometry=name,
+    )
+
+    def position(i, axis):
+        pixel = (i + 0.5) * image_size[axis] / label_size[axis] - 0.5
+        cell = pixel / stride if name == "align_corners" else (pixel + 0.5) / stride - 0.5
+        return min(max(cell, 0), 8)
+
+    for y in range(0, 43, 3):
+        for x in range(0, 59, 5):
+            py, px = position(y, 0), position(x, 1)
+            y0, x0 = min(int(py), 7), min(int(px), 7)
+            ty, tx = py - y0, px - x0
+            top = logits[0, y0, x0] * (1 - tx) + logits[0, y0, x0 + 1] * tx
+            low = logits[0, y0 + 1, x0] * (1 - tx) + logits[0, y0 + 1, x0 + 1] * tx
+            np.testing.assert_allclose(got[0, y, x], top * (1 - ty) + low * ty, atol=1e-4)

@@ -3,44 +3,42 @@
 import struct
 import zlib
 
-import cv2
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from hfgd_jax import predict
-from hfgd_jax.data import buckets
-from hfgd_jax.data.labels import LabelTable
+from hfgd_jax.data import builders, source
+from hfgd_jax.data.labels import TABLES, LabelTable
 from hfgd_jax.errors import UserError
 
 TABLE = LabelTable(
     "three", ("dark", "middle", "bright"), [(10, 0, 0), (0, 200, 0), (0, 0, 250)], {0: 0, 1: 1, 2: 2}
 )
-MEAN = np.array([123.675, 116.28, 103.53])
 
 
 class Brightness:
-    """Classes by the red channel: below 85, below 170, above. Remembers how it was called."""
+    """Classes by the red channel: below 85, below 170, above. Remembers what it was asked."""
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, tiles=1):
+        self.planned, self.seen, self.tiles = None, [], tiles
 
-    def __call__(self, canvas, image_size, out_size):
-        assert canvas.dtype == np.uint8 and canvas.shape[0] == 1 and canvas.shape[3] == 3
-        beyond = np.ones(canvas.shape[1:3], bool)
-        beyond[: image_size[0], : image_size[1]] = False
-        assert (canvas[0][beyond] == (124, 116, 104)).all()  # the padding is the mean pixel
-        self.calls.append((canvas.shape[1:3], image_size, out_size))
-        red = canvas[0, : image_size[0], : image_size[1], 0]
-        mask = (red >= 85).astype(np.uint8) + (red >= 170)
-        return cv2.resize(mask, out_size[::-1], interpolation=cv2.INTER_NEAREST)
+    def plan(self, sizes):
+        assert self.planned is None
+        self.planned = list(sizes)
+
+    def __call__(self, picture):
+        assert picture.dtype == np.uint8 and picture.shape[2] == 3
+        self.seen.append(picture.shape[:2])
+        red = picture[..., 0]
+        return (red >= 85).astype(np.uint8) + (red >= 170), self.tiles
 
 
-def _run(inputs, output, **options):
-    lines, model = [], Brightness()
-    report = predict.run(
-        model, str(inputs), output, table=TABLE, mean_pixel=MEAN, say=lines.append, **options
-    )
+def _run(inputs, output, model=None, **options):
+    lines, model = [], model or Brightness()
+    inputs = inputs if isinstance(inputs, source.Split) else str(inputs)
+    report = predict.run(model, inputs, output, table=TABLE, say=lines.append, **options)
     return report, lines, model
 
 
@@ -97,7 +95,7 @@ def test_every_kind_of_image(photos, tmp_path):
     _kinds(photos)
     before = _tree(photos)
     report, lines, model = _run(photos, tmp_path / "out")
-    assert set(model.calls) == {((65, 65), (40, 60), (40, 60))}
+    assert set(model.seen) == set(model.planned) == {(40, 60)}  # turned ones are planned as they are shown
     assert report.exit_code == 0 and not report.skipped and not report.stopped
     names = {path.stem for path in photos.iterdir()}
     assert {path.stem for path in report.masks} == names and len(names) == 11
@@ -122,51 +120,70 @@ def test_transparency_is_dropped_and_the_overlay_blends(photos, tmp_path):
         np.testing.assert_allclose(np.asarray(overlay)[4, 4], (115, 115, 240), atol=3)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 700), (33, 129), (130, 128)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (33, 129)])
 def test_any_size(photos, tmp_path, size):
     Image.fromarray(np.full((*size, 3), 230, np.uint8)).save(photos / "a.png")
-    for geometry, extra in (("align_corners", 1), ("half_pixel", 0)):
-        report, _, model = _run(photos, tmp_path / geometry, geometry_name=geometry)
-        (canvas, image_size, out_size) = model.calls[0]
-        assert image_size == out_size == size
-        assert all((side - extra) % 32 == 0 and side >= 32 for side in canvas)
-        assert report.exit_code == 0 and (_mask(tmp_path / geometry, "a") == 2).all()
+    report, _, model = _run(photos, tmp_path / "out")
+    assert model.planned == model.seen == [size]
+    assert report.exit_code == 0 and (_mask(tmp_path / "out", "a") == 2).all()
 
 
-def test_many_sizes_share_few_canvases(photos, tmp_path):
-    for i in range(16):
-        Image.fromarray(_halves(100 + 20 * i, 400 - 20 * i)).save(photos / f"{i}.png")
-    _, _, model = _run(photos, tmp_path / "out")
-    assert len({out for _, _, out in model.calls}) == 16
-    assert 1 < len({canvas for canvas, _, _ in model.calls}) <= buckets.MAX_SHAPES
+def test_tiles_are_told(photos, tmp_path):
+    Image.fromarray(_halves()).save(photos / "a.png")
+    _, lines, _ = _run(photos, tmp_path / "out", Brightness(tiles=12))
+    assert lines[0].endswith("bright 50%  (in 12 tiles)")
 
 
-def test_images_of_one_size_get_the_tightest_canvas(photos, tmp_path):
-    for i in range(3):
-        Image.fromarray(_halves(161, 162)).save(photos / f"{i}.png")
-    _, _, model = _run(photos, tmp_path / "out")
-    assert {canvas for canvas, _, _ in model.calls} == {(161, 193)}
+# -- a split of a data set --
 
 
-def test_a_large_photograph_is_reduced_and_told(photos, tmp_path):
-    Image.fromarray(_halves(2000, 3000)).save(photos / "large.jpg", quality=95)
-    _, lines, model = _run(photos, tmp_path / "out")
-    (canvas, image_size, out_size) = model.calls[0]
-    assert image_size == out_size == (1365, 2048) and max(canvas) == 2049
-    assert "(predicted at 2048x1365, enlarged to 3000x2000)" in lines[0]
-    mask = _mask(tmp_path / "out", "large")
-    assert mask.shape == (2000, 3000)
-    _is_halves(mask)
-    _, lines, model = _run(photos, tmp_path / "whole", max_side=4000)
-    assert model.calls[0][1:] == ((2000, 3000), (2000, 3000)) and "enlarged" not in lines[0]
+def test_a_split_by_its_records_names(camvid_dir, tmp_path):
+    split = source.open_split(camvid_dir, "camvid", "val")
+    report, lines, model = _run(split, tmp_path)
+    assert [path.stem for path in report.masks] == [split.record_id(i) for i in range(len(split))]
+    assert model.planned == model.seen == [split.size(i) for i in range(len(split))]
+    assert lines[0].startswith("[1/5] camvid/val record 0 (seq00_f00000) -> ")
+    assert len(list((tmp_path / "overlays").glob("*.jpg"))) == 5
 
 
-def test_input_scale_resizes_the_image_only(photos, tmp_path):
-    Image.fromarray(_halves(100, 200)).save(photos / "a.png")
-    _, lines, model = _run(photos, tmp_path / "out", input_scale=0.5)
-    assert model.calls == [((65, 129), (50, 100), (100, 200))]
-    _is_halves(_mask(tmp_path / "out", "a"))
-    assert "enlarged" not in lines[0]
+def test_raw_ids_of_an_unlabelled_split_for_a_benchmarks_server(tmp_path):
+    """Cityscapes' own ids, under names that its server takes: CITY_SEQ_FRAME_*.png."""
+    raw, table = tmp_path / "raw", TABLES["cityscapes"]
+    for part, folder in (("train", "aachen"), ("val", "bonn"), ("test", "berlin")):
+        stem = f"{folder}_000000_000019"
+        (raw / "leftImg8bit" / part / folder).mkdir(parents=True)
+        Image.fromarray(_halves()).save(raw / "leftImg8bit" / part / folder / f"{stem}_leftImg8bit.png")
+        if part != "test":
+            (raw / "gtFine" / part / folder).mkdir(parents=True)
+            label = Image.fromarray(np.full((40, 60), 7, np.uint8))
+            label.save(raw / "gtFine" / part / folder / f"{stem}_gtFine_labelIds.png")
+    builders.prepare("cityscapes", raw, tmp_path / "data", allow_partial=True, report=lambda line: None)
+    split = source.open_split(tmp_path / "data", "cityscapes", "test")
+    assert not split.labelled
+    predict.run(Brightness(), split, tmp_path / "out", table=table, ids="raw", say=lambda line: None)
+    (path,) = (tmp_path / "out" / "masks").iterdir()
+    assert path.name == "berlin_000000_000019_labelIds.png"
+    with Image.open(path) as file:
+        assert file.mode == "L"
+        ids = np.asarray(file)
+    # train id 0 is road, 7 for the server, and train id 2 is building, 11
+    assert (ids[:, :30] == 7).all() and (ids[:, 30:] == 11).all()
+
+
+def test_raw_ids_beyond_a_byte(photos, tmp_path):
+    Image.fromarray(_halves()).save(photos / "a.png")
+    wide = LabelTable("wide", TABLE.classes, TABLE.palette, {300: 0, 1: 1, 2: 2})
+    predict.run(Brightness(), str(photos), tmp_path, table=wide, ids="raw", say=lambda line: None)
+    with Image.open(tmp_path / "masks" / "a_labelIds.png") as file:
+        assert file.mode == "I;16"
+        assert set(np.unique(np.asarray(file))) == {2, 300}
+
+
+def test_a_corrupt_record_is_told_and_skipped(spoilt_dir, tmp_path):
+    report, lines, _ = _run(source.open_split(spoilt_dir, "camvid", "train"), tmp_path)
+    assert report.exit_code == 1 and len(report.masks) == 4
+    assert ["skipped" in line for line in lines] == [False, False, True, True, False, False]
+    assert "its image cannot be decoded" in lines[2]
 
 
 def _bomb(path):
@@ -338,8 +355,21 @@ def test_ctrl_c_leaves_whole_files_only(photos, tmp_path, monkeypatch):
 def test_errors_of_the_model_are_not_hidden(photos, tmp_path):
     Image.fromarray(_halves()).save(photos / "a.png")
 
-    def broken(*_):
-        raise ZeroDivisionError
+    class Broken(Brightness):
+        def __call__(self, picture):
+            raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        predict.run(broken, str(photos), tmp_path / "out", table=TABLE, mean_pixel=MEAN)
+        _run(photos, tmp_path / "out", Broken())
+
+
+def test_too_little_device_memory_skips_the_picture(photos, tmp_path):
+    Image.fromarray(_halves()).save(photos / "a.png")
+
+    class Full(Brightness):
+        def __call__(self, picture):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    report, lines, _ = _run(photos, tmp_path / "out", Full())
+    assert report.exit_code == 1
+    assert "60x40 pixels: not enough device memory" in lines[0]

@@ -206,7 +206,7 @@ def eval_batches(
     load = _EvalLoader(split, tuple(mean_pixel), tuple(map(float, scales)), skip_corrupt)
     dataset = grain.MapDataset.source(mine).map(load).batch(len(rows))
     ahead = max(_EVAL_PREFETCH, threads) if len(scales) == 1 else _EVAL_PREFETCH  # views are large
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
     return Batches(dataset.to_iter_dataset(options), len(plan))
 
 
