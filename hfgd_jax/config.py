@@ -118,6 +118,9 @@ def default() -> ConfigDict:
             "regions": 0.4,  # OCR's soft object regions
             "dice": 0.0,  # of a Dice loss beside the teacher's and the student's cross-entropy
             "focal_gamma": 0.0,  # the focal loss in place of the cross-entropies; 0: plain
+            "class_weights": (),  # of the cross-entropies, one a class; (): all alike
+            "balance": "none",  # median_frequency: class weights from the training split's labels
+            "hard_pixels": 1.0,  # share of the pixels, the hardest, that teacher and student learn from
         }
     )
     config.data = ConfigDict(
@@ -210,6 +213,7 @@ def set_tiny(config: ConfigDict) -> None:
     config.model.batch_norm_decay = 0.9
     config.data.update({"dataset": "shapes", "num_classes": default().data.num_classes, "crop": (65, 65)})
     config.data.update({"input_scale": 1.0, "train_split": "train", "eval_split": "val"})
+    config.loss.class_weights = ()  # they were another data set's
     config.train.update({"steps": 4, "batch_size": 2, "log_every": 1, "dtype": "float32"})
     config.optim.warmup_steps = 0
     config.eval.update({"every": 0, "batch_size": 4})

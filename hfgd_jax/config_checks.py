@@ -18,6 +18,7 @@ GEOMETRIES = ("align_corners", "half_pixel")
 PHOTOMETRICS = ("none", "plain", "advanced")
 DTYPES = ("bfloat16", "float32")
 OPTIMIZERS = ("sgd", "adamw")
+BALANCES = ("none", "median_frequency")
 
 
 def validate(config: ConfigDict) -> None:
@@ -54,6 +55,7 @@ def validate(config: ConfigDict) -> None:
     _in_range("config.model.batch_norm_decay", model.batch_norm_decay, 0.0, 1.0)
     _in_range("config.model.batch_norm_epsilon", model.batch_norm_epsilon, 0.0, 1.0)
     _check_data(data)
+    _check_loss(config.loss, data.num_classes)
     _check_run(config)
 
 
@@ -122,6 +124,32 @@ def _check_data(data: ConfigDict) -> None:
     _in_range("config.data.prefetch", data.prefetch, 1, 512)
 
 
+def _check_loss(loss: ConfigDict, num_classes: int) -> None:
+    for key in ("teacher", "student", "car", "probe", "regions", "dice", "focal_gamma"):
+        _in_range(f"config.loss.{key}", loss[key], 0.0, 1e6)
+    one_of("config.loss.balance", loss.balance, BALANCES)
+    weights = loss.class_weights
+    if weights and len(weights) != num_classes:
+        raise UserError(
+            f"config.loss.class_weights={tuple(weights)!r}: {len(weights)} of them, but "
+            f"config.data.num_classes={num_classes}; want one a class, or () for none"
+        )
+    if not all(_is_number(weight) and 0 < weight <= 1e6 for weight in weights):
+        raise UserError(f"config.loss.class_weights={tuple(weights)!r}: want numbers above 0, to 1e6")
+    if weights and loss.balance != "none":
+        raise UserError(
+            f"config.loss.balance={loss.balance!r}: config.loss.class_weights are given already; "
+            "set one of the two back ('none' or ())"
+        )
+    if not 0 < loss.hard_pixels <= 1:
+        raise UserError(f"config.loss.hard_pixels={loss.hard_pixels!r}: want a share above 0, to 1 (all)")
+    if loss.hard_pixels < 1 and loss.focal_gamma > 0:
+        raise UserError(
+            f"config.loss.hard_pixels={loss.hard_pixels!r}: the focal loss (config.loss.focal_gamma="
+            f"{loss.focal_gamma!r}) turns to them already; set hard_pixels to 1 or focal_gamma to 0"
+        )
+
+
 def _check_run(config: ConfigDict) -> None:
     train, optim = config.train, config.optim
     _in_range("config.train.steps", train.steps, 1, 10**9)
@@ -143,8 +171,6 @@ def _check_run(config: ConfigDict) -> None:
     _check_eval(config.eval)
     _in_range("config.checkpoint.every", config.checkpoint.every, 1, 10**9)
     _in_range("config.checkpoint.keep", config.checkpoint.keep, 1, 10**6)
-    for key, weight in config.loss.items():
-        _in_range(f"config.loss.{key}", weight, 0.0, 1e6)
     if config.mesh.data == 0 or config.mesh.data < -1:
         raise UserError(f"config.mesh.data={config.mesh.data}: want a number of devices, or -1 for all")
 

@@ -13,9 +13,11 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hfgd_jax import checkpoints, optim, pretrained, sharding
+from hfgd_jax import checkpoints, losses, optim, pretrained, sharding
 from hfgd_jax import config as configuration
 from hfgd_jax.data import builders
+from hfgd_jax.data.builders import parallel
+from hfgd_jax.data.class_counts import class_counts
 from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.data.source import Split, open_split
 from hfgd_jax.errors import UserError
@@ -133,6 +135,25 @@ def open_data(config: ConfigDict, split: str) -> Split:
             f"{opened.table.num_classes} classes ({', '.join(opened.table.classes)})"
         )
     return opened
+
+
+def balanced(system: System, split: Split) -> System:
+    """The system with the class weights that `loss.balance` stands for, from the labels of the split.
+
+    The weights stand in `config.loss.class_weights` of the system that is returned; a workdir keeps the
+    config as it was. They come from whole numbers of the same files, so that every process, and a run that
+    goes on, has the same ones to the last bit.
+
+    Raises:
+        UserError: a label cannot be read, unless `data.skip_corrupt`.
+    """
+    if system.config.loss.balance == "none":
+        return system
+    report = parallel.Progress() if jax.process_index() == 0 else None
+    counts = class_counts(split, skip_corrupt=system.config.data.skip_corrupt, report=report)
+    config = system.config.copy_and_resolve_references()
+    config.loss.update({"balance": "none", "class_weights": losses.median_frequency(*counts)})
+    return dataclasses.replace(system, config=config)
 
 
 def load(config: ConfigDict, workdir: str, which: str) -> tuple[System, dict[str, Any], int, LabelTable]:

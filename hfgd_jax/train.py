@@ -21,7 +21,7 @@ from hfgd_jax.errors import UserError
 from hfgd_jax.evaluate import Evaluator
 from hfgd_jax.progress import RunLog, Stopwatch, duration, write_atomically
 from hfgd_jax.signals import Stop
-from hfgd_jax.system import System, TrainState, build, initial_state, open_data
+from hfgd_jax.system import System, TrainState, balanced, build, initial_state, open_data
 
 # What may change when a run goes on: it alters speed, place or reporting, never the weights.
 RESUMABLE = ("data.data_dir", "data.threads", "data.workers", "data.prefetch", "data.eval_split")
@@ -61,8 +61,8 @@ def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainS
 
     The batch (`image` uint8 `[B, H, W, 3]`, `label` uint8 `[B, H, W]`) is cut into `train.accumulate`
     micro-batches; batch norm and CAR see one micro-batch at a time, the cross-entropies are divided by the
-    valid pixels of the whole. Metrics are float32 scalars: `loss`, its unweighted parts, `learning_rate`,
-    `gradient_norm`.
+    valid pixels of the whole (with class weights: the sum of theirs). Metrics are float32 scalars: `loss`,
+    its unweighted parts, `learning_rate`, `gradient_norm`.
     """
     rate = optim.learning_rate(system.config.optim, system.config.train.steps)
     pieces, gradient = system.config.train.accumulate, make_gradient(system)
@@ -81,7 +81,7 @@ def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainS
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(state.rng, state.step)
-        valid = jnp.maximum(jnp.sum(batch["label"] != 255), 1).astype(jnp.float32)
+        valid = losses.count_pixels(batch["label"], system.config.loss.class_weights)
         grads, (parts, batch_stats) = (gradient if pieces == 1 else accumulated)(
             state.params, state.batch_stats, batch["image"], batch["label"], valid, key
         )
@@ -131,6 +131,7 @@ class Loop:
         self.train_split = open_data(config, config.data.train_split)
         self.eval_split = open_data(config, config.data.eval_split)
         check_workdir(self.workdir, config)
+        self.system = balanced(self.system, self.train_split)
         self.saved = checkpoints.Checkpoints(self.workdir, keep=config.checkpoint.keep)
         self.state, self.origin = initial_state(self.system, self.saved)
         # Only now: a first try that fails (a wrong weights file) leaves the workdir free for the next.
@@ -170,8 +171,17 @@ class Loop:
             f"{config.data.crop[0]}x{config.data.crop[1]}\n"
             f"data: {config.data.dataset}, {len(self.train_split)} training and {len(self.eval_split)} "
             f"evaluation images; classes: {', '.join(f'{i} {c}' for i, c in enumerate(table.classes))}\n"
+            f"{self._class_weights()}"
             f"weights: {self.origin}"
         )
+
+    def _class_weights(self) -> str:
+        """A line that tells the classes' weights, where there are any."""
+        weights, source = self.system.config.loss.class_weights, self.config.loss.balance
+        if not weights:
+            return ""
+        named = (f"{w:.3g} {c}" for w, c in zip(weights, self.train_split.table.classes, strict=True))
+        return f"class weights ({'given' if source == 'none' else source}): {', '.join(named)}\n"
 
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:
         config = self.config

@@ -47,6 +47,14 @@ def test_a_method_leaves_nothing_of_the_one_before():
         ("optim.warmup_steps", 40_000, "config.optim.warmup_steps=40000"),
         ("mesh.data", 0, "config.mesh.data=0"),
         ("loss.car", -1.0, "config.loss.car=-1.0"),
+        ("loss.balance", "inverse", "config.loss.balance='inverse': unknown; one of none, median_frequency"),
+        ("loss.class_weights", (1.0, 2.0), "config.loss.class_weights=(1.0, 2.0): 2 of them, but"),
+        ("loss.class_weights", (1, 0, 1, 1, 1, 1, 1, 1, 1), "want numbers above 0"),
+        ("loss.class_weights", (1.0,) * 8 + (float("inf"),), "want numbers above 0"),
+        ("loss.class_weights", (1.0,) * 8 + (float("nan"),), "want numbers above 0"),
+        ("loss.class_weights", (1.0,) * 8 + ("2",), "want numbers above 0"),
+        ("loss.hard_pixels", 0.0, "config.loss.hard_pixels=0.0: want a share above 0, to 1"),
+        ("loss.hard_pixels", 1.5, "config.loss.hard_pixels=1.5"),
     ],
 )
 def test_a_bad_value_is_named(field, value, says):
@@ -78,6 +86,26 @@ def test_what_a_backbone_or_upsampler_does_not_have(backbone, fields, says):
     with pytest.raises(UserError) as caught:
         configuration.validate(config)
     assert says in str(caught.value)
+
+
+def test_what_does_not_go_together_in_the_loss():
+    config = configuration.default()
+    config.loss.update({"hard_pixels": 0.5, "focal_gamma": 2.0})
+    with pytest.raises(
+        UserError, match=r"hard_pixels=0\.5: the focal loss \(config\.loss\.focal_gamma=2\.0\)"
+    ):
+        configuration.validate(config)
+    config.loss.update({"hard_pixels": 1.0, "balance": "median_frequency"})
+    configuration.validate(config)
+    config.loss.class_weights = tuple(range(1, 10))
+    with pytest.raises(UserError, match=r"balance='median_frequency': config\.loss\.class_weights are given"):
+        configuration.validate(config)
+    config.loss.balance = "none"
+    configuration.validate(config)
+    back = configuration.from_json(configuration.to_json(config))
+    assert back.loss.class_weights == tuple(range(1, 10))
+    configuration.set_tiny(config)
+    assert config.loss.class_weights == ()
 
 
 @pytest.mark.parametrize("backbone", configuration.BACKBONES)

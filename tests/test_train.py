@@ -97,6 +97,7 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
     twice = {key: np.repeat(value, 2, axis=0) for key, value in half.items()}
     # Momentum-free SGD: the parameters show the gradient itself.
     fields = {"optim.name": "sgd", "optim.learning_rate": 0.1, "optim.momentum": 0.0}
+    fields |= {"loss.class_weights": (1, 2, 3, 4, 5, 4, 3, 2, 1), "loss.hard_pixels": 0.7}
     more = fields | {"train.batch_size": 4, "train.accumulate": 2}
     start = jax.device_get(initial_state(build(tiny_config(tmp_path)))[0])
     with jax.enable_x64(True):
@@ -112,10 +113,10 @@ def test_accumulation_divides_by_the_valid_pixels_of_the_whole_batch(tmp_path):
     batch = random_batch(2)
     batch["label"][1] = 255
     batch["label"][1, 40, 40] = 3
-    fields = {"train.accumulate": 2, "loss.car": 0.0}
-    _, metrics = step_once(tiny_config(tmp_path, **fields), batch)
+    more = {"loss.car": 0.0, "loss.class_weights": (70, 80, 90, 100, 110, 120, 130, 140, 150)}
+    _, metrics = step_once(tiny_config(tmp_path, **more | {"train.accumulate": 2}), batch)
     _, first = step_once(
-        tiny_config(tmp_path, **{"train.batch_size": 1, "loss.car": 0.0}),
+        tiny_config(tmp_path, **more | {"train.batch_size": 1}),
         {k: v[:1] for k, v in batch.items()},
     )
     valid = (batch["label"] != 255).sum()
@@ -151,10 +152,18 @@ def test_bfloat16_keeps_float32_state(tmp_path):
 
 
 def test_the_same_config_run_twice_is_identical(shapes_dir, tmp_path):
+    """With class weights, which each run computes for itself."""
     states = []
     for name in ("a", "b"):
-        loop = train.Loop(tiny_config(shapes_dir), str(tmp_path / name), Stop())
+        config = tiny_config(shapes_dir, **{"loss.balance": "median_frequency"})
+        loop = train.Loop(config, str(tmp_path / name), Stop())
         loop.run()
+        weights = loop.system.config.loss.class_weights
+        assert len(set(weights)) == 9
+        told = loop._class_weights()
+        assert told.startswith(f"class weights (median_frequency): {weights[0]:.3g} sky, ")
+        saved = configuration.from_json((tmp_path / name / "config.json").read_text())
+        assert configuration.differences(saved, config) == []  # the same command goes on
         states.append(jax.device_get((loop.state.params, loop.state.opt_state)))
     assert_identical(*states)
     first, second = ((tmp_path / n / "metrics.json").read_text() for n in ("a", "b"))

@@ -77,6 +77,17 @@ class Split:
             out["label"] = label
         return out
 
+    def label(self, index: int) -> np.ndarray:
+        """The record's label alone, as `example` has it; the split must be labelled.
+
+        Raises CorruptRecordError.
+        """
+        record = self._read(index)
+        label = _decode(record["label"], cv2.IMREAD_UNCHANGED)
+        if label is None or label.ndim != 2:
+            raise self._corrupt(index, record, "its label cannot be decoded")
+        return label
+
     def size(self, index: int) -> tuple[int, int]:
         """Height and width from the image's header alone; remembered. Raises CorruptRecordError."""
         if index not in self._sizes:

@@ -8,12 +8,22 @@ from ml_collections import ConfigDict
 
 from hfgd_jax.geometry import Geometry, labels_at
 from hfgd_jax.losses import car
+from hfgd_jax.losses.balance import median_frequency
 from hfgd_jax.losses.cross_entropy import cross_entropy
 from hfgd_jax.losses.dice import dice_loss
 from hfgd_jax.losses.focal import focal_loss
+from hfgd_jax.losses.pixels import count_pixels
 from hfgd_jax.models.segmenter import Outputs
 
-__all__ = ["car", "cross_entropy", "dice_loss", "focal_loss", "total_loss"]
+__all__ = [
+    "car",
+    "count_pixels",
+    "cross_entropy",
+    "dice_loss",
+    "focal_loss",
+    "median_frequency",
+    "total_loss",
+]
 
 
 def total_loss(
@@ -28,26 +38,32 @@ def total_loss(
     """The cross-entropies of teacher, student, probe and OCR's regions, Dice, and the CAR losses.
 
     Readings: with `focal_gamma` > 0 every one of the cross-entropies is a focal loss, the auxiliary ones too;
-    Dice goes with the teacher and the student alone. Dice and CAR see the pixels at hand: under gradient
-    accumulation one micro-batch at a time.
+    class weights go with every one too; Dice and `hard_pixels` with the teacher and the student alone. Dice,
+    CAR and the choice of hard pixels see the pixels at hand: under gradient accumulation one micro-batch at a
+    time, of which each keeps its share.
 
     Args:
         outputs: of a training call.
         labels: class ids or 255, of the images' own size (before the model's padding).
         loss_config: `config.loss`: the weights `teacher`, `student`, `probe`, `regions`, `dice` (0: not
-            computed) and `car`, and `focal_gamma` (0: plain cross-entropy).
+            computed) and `car`, `focal_gamma` (0: plain cross-entropy), `class_weights` (of each class, or
+            none) and `hard_pixels` (the share that counts). `balance` must be "none": what it stands for is
+            to be in `class_weights` already.
         num_classes: of the data set.
         geometry: the model's.
-        valid_pixels: overrides the divisor of the cross-entropies: gradient accumulation hands in the whole
-            batch's number.
+        valid_pixels: overrides `count_pixels(labels, loss_config.class_weights)` in the divisor of the
+            cross-entropies: gradient accumulation hands in the whole batch's number.
 
     Returns:
         The weighted total and its parts, unweighted; float32 scalars: those that apply of `teacher`,
         `student`, `probe`, `regions`, `teacher_dice`, `student_dice`, `car_intra`, `car_inter_center`,
         `car_inter_pixel`. Without a guide branch the prediction's cross-entropy is `student`.
     """
-    gamma = loss_config.focal_gamma
+    if loss_config.balance != "none":
+        raise ValueError(f"loss.balance={loss_config.balance!r}: its class weights have not been computed")
+    gamma, hard = loss_config.focal_gamma, loss_config.hard_pixels
     entropy = partial(focal_loss, gamma=gamma) if gamma > 0 else cross_entropy
+    entropy = partial(entropy, geometry=geometry, class_weights=loss_config.class_weights)
     parts, weights = {}, {}
     for name, logits in (
         ("teacher", outputs.guide_logits),
@@ -57,7 +73,8 @@ def total_loss(
     ):
         if logits is None:
             continue
-        parts[name] = entropy(logits, labels, geometry=geometry, valid_pixels=valid_pixels)
+        mining = {"hard_pixels": hard} if hard < 1 and name in ("teacher", "student") else {}
+        parts[name] = entropy(logits, labels, valid_pixels=valid_pixels, **mining)
         weights[name] = loss_config[name]
         if loss_config.dice > 0 and name in ("teacher", "student"):
             parts[f"{name}_dice"] = dice_loss(logits, labels, geometry=geometry)

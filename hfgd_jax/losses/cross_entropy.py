@@ -1,9 +1,12 @@
-"""Cross-entropy over the valid pixels (spec 1)."""
+"""Cross-entropy over the valid pixels (spec 1): all of them, or the hardest."""
+
+from collections.abc import Sequence
 
 from jaxtyping import Array, Float, Integer
 
 from hfgd_jax.geometry import Geometry
-from hfgd_jax.losses.pixels import at_pixels, mean_of_valid, surprise
+from hfgd_jax.losses.hard_pixels import hardest
+from hfgd_jax.losses.pixels import at_pixels, count_pixels, mean_of_valid, pixel_weights, surprise
 
 
 def cross_entropy(
@@ -11,18 +14,31 @@ def cross_entropy(
     labels: Integer[Array, "b H W"],
     *,
     geometry: Geometry,
+    class_weights: Sequence[float] = (),
+    hard_pixels: float = 1.0,
     valid_pixels: Float[Array, ""] | float | None = None,
     ignore_label: int = 255,
 ) -> Float[Array, ""]:
-    """Mean over the valid pixels of -log softmax at the label; float32.
+    """Weighted mean over the valid pixels of -log softmax at the label; float32.
+
+    With class weights: sum(w_y * loss) / sum(w_y) over the valid pixels y of the batch, as torch has it, so
+    that the weights' common factor changes nothing, and with it neither the learning rate's meaning nor the
+    share of the other losses. With `hard_pixels` both sums are over the hardest pixels (`hardest`).
 
     Args:
         logits: of the padded grid at any output stride; resized to the pixels here.
         labels: class ids in [0, k), or `ignore_label`; any integer dtype.
         geometry: of the grid.
-        valid_pixels: the divisor; by default the number of labels that are not ignored. Never below one, so
-            a batch without labels gives 0 and zero gradients.
+        class_weights: k positive weights, or none.
+        hard_pixels: the share of the pixels that count, in (0, 1].
+        valid_pixels: overrides `count_pixels` of these labels and weights in the divisor. Where that is 0,
+            a batch without labels, the loss is 0, and so are its gradients.
         ignore_label: the label of a pixel that does not count.
     """
     pixels = at_pixels(logits, labels, geometry=geometry, ignore_label=ignore_label)
-    return mean_of_valid(surprise(pixels), pixels.valid, valid_pixels)
+    losses, weights = surprise(pixels), pixel_weights(pixels, class_weights)
+    if valid_pixels is None:
+        valid_pixels = count_pixels(labels, class_weights, ignore_label=ignore_label)
+    if hard_pixels < 1:
+        weights = hardest(losses, weights, hard_pixels)
+    return mean_of_valid(losses, weights, hard_pixels * valid_pixels)

@@ -1,5 +1,6 @@
-"""What the losses at the pixels share: logits at the labels' size, and which pixels and classes count."""
+"""What the losses at the pixels share: logits at the labels' size, and how much each pixel counts."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -60,13 +61,38 @@ def surprise(pixels: Pixels) -> Float[Array, "b H W"]:
     return jax.nn.logsumexp(pixels.logits, axis=-1) - own
 
 
-def mean_of_valid(
-    losses: Float[Array, "b H W"],
-    valid: Bool[Array, "b H W"],
-    valid_pixels: Float[Array, ""] | float | None = None,
+def pixel_weights(pixels: Pixels, class_weights: Sequence[float] = ()) -> Float[Array, "b H W"]:
+    """How much each pixel counts: its class's weight (1 where there are none), 0 where ignored."""
+    if not len(class_weights):
+        return pixels.valid.astype(jnp.float32)
+    return _own_weight(pixels.own, class_weights)
+
+
+def count_pixels(
+    labels: Integer[Array, "b H W"], class_weights: Sequence[float] = (), *, ignore_label: int = 255
 ) -> Float[Array, ""]:
-    """Sum over the valid pixels, over `valid_pixels` (their number by default), which is never below one."""
-    if valid_pixels is None:
-        valid_pixels = jnp.sum(valid)
-    divisor = jnp.maximum(jnp.asarray(valid_pixels, jnp.float32), 1.0)
-    return jnp.sum(jnp.where(valid, losses, 0.0)) / divisor
+    """The number of labelled pixels or, with class weights, the sum of theirs; float32.
+
+    It is what the cross-entropies are divided by. Under jit of a sharded batch it is of all devices.
+
+    Args:
+        labels: class ids in [0, k), or `ignore_label`; any integer dtype.
+        class_weights: k weights, or none.
+        ignore_label: the label of a pixel that does not count.
+    """
+    if not len(class_weights):
+        return jnp.sum(labels != ignore_label).astype(jnp.float32)
+    return jnp.sum(_own_weight(own_class(labels, len(class_weights), ignore_label), class_weights))
+
+
+def mean_of_valid(
+    losses: Float[Array, "b H W"], weights: Float[Array, "b H W"], divisor: Float[Array, ""] | float
+) -> Float[Array, ""]:
+    """Weighted sum of the losses over `divisor`; 0 where that is 0. What has no weight may hold anything."""
+    divisor = jnp.asarray(divisor, jnp.float32)
+    total = jnp.sum(jnp.where(weights > 0, weights * losses, 0.0))
+    return total / jnp.where(divisor > 0, divisor, 1.0)
+
+
+def _own_weight(own: Bool[Array, "b H W k"], class_weights: Sequence[float]) -> Float[Array, "b H W"]:
+    return jnp.sum(jnp.where(own, jnp.asarray(class_weights, jnp.float32), 0.0), axis=-1)
