@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int64, UInt8
 from ml_collections import ConfigDict
 
+from hfgd_jax import config as configuration
 from hfgd_jax import metrics, sharding
 from hfgd_jax.data import pipeline
 from hfgd_jax.data.source import Split
@@ -173,8 +174,9 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> int:
     scores go to `WORKDIR/metrics.json` too, which otherwise is the training's.
 
     Raises:
-        UserError: no such checkpoint, or a split without labels.
+        UserError: a config that is not valid, no such checkpoint, or a split without labels.
     """
+    configuration.validate(config)
     with Stop().listening() as stop:
         judge = _Judge(config, workdir, stop)
         if checkpoint == "watch":
