@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -63,17 +64,20 @@ class Evaluator:
 
     def __init__(self, model: nn.Module, config: ConfigDict, mesh: Mesh):
         self.config, self.mesh, self.inference = config, mesh, Inference(model, config)
-        num_classes, whole = config.data.num_classes, sharding.replicated(mesh)
+        num_classes, rows = config.data.num_classes, sharding.batch_sharding(mesh)
+        axes = (rows.spec[0],) if isinstance(rows.spec[0], str) else rows.spec[0]
+        devices = math.prod(mesh.shape[axis] for axis in axes)
 
         def count(matrix, label, predicted):
-            return matrix + metrics.confusion_matrix(label, predicted, num_classes)
+            return matrix + metrics.confusion_matrix(label, predicted, num_classes)[None]
 
-        self._masks = jax.jit(
-            lambda logits: jnp.argmax(logits, -1).astype(jnp.uint8),
-            out_shardings=sharding.batch_sharding(mesh),
-        )
-        self._count = jax.jit(count, donate_argnums=0, out_shardings=whole)
-        self._zero = jax.jit(lambda: jnp.zeros((num_classes, num_classes), jnp.int32), out_shardings=whole)
+        # Each device counts for itself: no program waits for another device (two that do, under way on a
+        # CPU's few threads at once, may wait for each other for ever), and the sum is made at the end.
+        spread = jax.shard_map(count, mesh=mesh, in_specs=rows.spec, out_specs=rows.spec, check_vma=False)
+        self._count = jax.jit(spread, donate_argnums=0)
+        shape = (devices, num_classes, num_classes)
+        self._zero = jax.jit(lambda: jnp.zeros(shape, jnp.int32), out_shardings=rows)
+        self._masks = jax.jit(lambda logits: jnp.argmax(logits, -1).astype(jnp.uint8), out_shardings=rows)
 
     def score(
         self,
@@ -101,21 +105,21 @@ class Evaluator:
                     return None
                 masks, label = self._predict(variables, batch)
                 matrix = self._count(matrix, label, masks)
-                if details is not None:  # one batch late: the host looks closer while the devices compute
-                    if waiting:
-                        _look_closer(details, *waiting)
-                    waiting = masks, batch
+                if waiting:  # one batch late: the devices never wait for the host, nor run far ahead of it
+                    _finish(details, *waiting)
+                waiting = masks, batch
                 images += int((batch["index"] >= 0).sum())
                 pixels += batch["label"].size * jax.process_count()
                 if pixels > _FLUSH_PIXELS:
-                    total += np.asarray(matrix, np.int64)
+                    total += _local(matrix).astype(np.int64).sum(0)
                     matrix, pixels = self._zero(), 0
                 on_batch(images)
+        if waiting:
+            _finish(details, *waiting)
         if details is not None:
-            if waiting:
-                _look_closer(details, *waiting)
             details.counts = sum_over_processes(details.counts)
-        return Scores(total + np.asarray(matrix, np.int64), details)
+        total += _local(matrix).astype(np.int64).sum(0)
+        return Scores(sum_over_processes(total), details)
 
     def predict_picture(
         self, variables: Variables, picture: UInt8[np.ndarray, "h w 3"], mean_pixel: np.ndarray
@@ -144,13 +148,21 @@ class Evaluator:
         return self._masks(logits), rest["label"]
 
 
-def _look_closer(details: Details, masks: jax.Array, batch: Mapping[str, Any]) -> None:
-    """Counts the details of this process's rows of a batch."""
-    rows = {shard.index[0].start or 0: shard.data for shard in masks.addressable_shards}
-    local = np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
-    for mask, label, (h, w), index in zip(local, batch["label"], batch["size"], batch["index"], strict=True):
+def _finish(details: Details | None, masks: jax.Array, batch: Mapping[str, Any]) -> None:
+    """Waits for a batch's masks and counts the details of this process's rows, where they are wanted."""
+    if details is None:
+        masks.block_until_ready()
+        return
+    rows = zip(_local(masks), batch["label"], batch["size"], batch["index"], strict=True)
+    for mask, label, (h, w), index in rows:
         if index >= 0:
             details.add(np.ascontiguousarray(label[:h, :w]), np.ascontiguousarray(mask[:h, :w]))
+
+
+def _local(x: jax.Array) -> np.ndarray:
+    """This process's rows of an array whose first axis lies over the mesh."""
+    rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
 
 
 def sum_over_processes(counts: Int64[np.ndarray, "*s"]) -> Int64[np.ndarray, "*s"]:
