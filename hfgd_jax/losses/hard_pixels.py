@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-_BITS, _AT_ONCE = 32, 4  # of a loss; found in one pass over the pixels
+_BITS = 32  # of a loss
 
 
 def hardest(
@@ -19,8 +19,8 @@ def hardest(
     threshold count in part, all alike: the kept weights sum to the share exactly, whatever ties there are.
 
     The threshold is exact: it is found bit by bit (floats that are not negative are ordered as their bits
-    are), in eight passes of sums and no sort, which under jit of a sharded batch are of all devices. There
-    is no gradient through the choice.
+    are), in 32 sums and without a sort; under jit of a sharded batch the sums are of all devices. There is
+    no gradient through the choice.
 
     Args:
         losses: float32, not negative but for rounding; a NaN counts as hard.
@@ -29,16 +29,14 @@ def hardest(
     """
     order = jax.lax.bitcast_convert_type(jnp.where(losses <= 0, 0.0, losses), jnp.uint32)
     wanted = share * jnp.sum(weights)
-    steps = jnp.arange(1, 2**_AT_ONCE, dtype=jnp.uint32)
 
     def narrow(i: Array, threshold: Array) -> Array:
-        """The largest threshold, of those that differ in the next bits, that keeps what is wanted."""
-        shift = (_BITS - _AT_ONCE * (i + 1)).astype(jnp.uint32)
-        tried = threshold + (steps << shift)
-        kept = jnp.sum(jnp.where(order >= tried[:, None, None, None], weights, 0.0), axis=(1, 2, 3))
-        return threshold + (jnp.sum(kept >= wanted, dtype=jnp.uint32) << shift)
+        """Sets the next bit, where what is wanted is still kept with it."""
+        tried = threshold | (jnp.uint32(1) << (_BITS - 1 - i).astype(jnp.uint32))
+        kept = jnp.sum(jnp.where(order >= tried, weights, 0.0))
+        return jnp.where(kept >= wanted, tried, threshold)
 
-    threshold = jax.lax.fori_loop(0, _BITS // _AT_ONCE, narrow, jnp.uint32(0))
+    threshold = jax.lax.fori_loop(0, _BITS, narrow, jnp.uint32(0))
     above, at = (jnp.sum(jnp.where(mask, weights, 0.0)) for mask in (order > threshold, order == threshold))
     part = jnp.clip((wanted - above) / jnp.where(at > 0, at, 1.0), 0.0, 1.0)
     return weights * jnp.where(order > threshold, 1.0, jnp.where(order == threshold, part, 0.0))
