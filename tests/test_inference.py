@@ -1,5 +1,6 @@
 """Scales, mirror images and windows against plain loops in NumPy, one picture at a time."""
 
+import json
 from fractions import Fraction
 
 import jax
@@ -11,6 +12,7 @@ from small_model import MEAN, Small, made, picture
 from hfgd_jax import config as configuration
 from hfgd_jax import geometry, windows
 from hfgd_jax.data import augment, buckets, pipeline
+from hfgd_jax.errors import UserError
 from hfgd_jax.inference import Inference, logits_at_label, mirror
 
 REACH = 8  # pixels: half the receptive field of `Small`, and a little
@@ -142,15 +144,13 @@ def test_windows_equal_a_plain_loop(name):
     inference, model, variables = made(name, window=(64, 90))
     window = geometry.grid_size((64, 90), name)
     stride = (32, 64)  # two thirds of the window, on multiples of 32
-    pictures = [picture(120, 181), picture(70, 130, 1)] if name == "half_pixel" else [picture(130, 193)] * 2
-    pictures[1] = pictures[1][:50] if name == "align_corners" else pictures[1]
-    scales = [Fraction(1)]
-    canvas = buckets.Canvas((geometry.grid_size(pictures[0].shape[:2], name),), (130, 193))
+    pictures = [picture(130, 193), picture(50, 150, 1)]
+    canvas = buckets.Canvas((geometry.grid_size((130, 193), name),), (130, 193))
     each = [pipeline.views(p, (1.0,), canvas, MEAN) for p in pictures]
     views = [{k: np.stack([view[0][k] for view in each]) for k in each[0][0]}]
     sizes = np.array([p.shape[:2] for p in pictures], np.int32)
     got = np.asarray(inference.logits(variables, views, sizes, canvas.label))
-    assert inference.shapes == {(2, *window)} and len(scales) == 1
+    assert inference.shapes == {(2, *window)}
     for row, image in enumerate(pictures):
         h, w = image.shape[:2]
         want = by_windows(model, variables, image, name, window, stride, canvas.images[0])
@@ -243,3 +243,37 @@ def test_other_sizes_against_plain_loops(name):
             top = logits[0, y0, x0] * (1 - tx) + logits[0, y0, x0 + 1] * tx
             low = logits[0, y0 + 1, x0] * (1 - tx) + logits[0, y0 + 1, x0 + 1] * tx
             np.testing.assert_allclose(got[0, y, x], top * (1 - ty) + low * ty, atol=1e-4)
+
+
+# -- settings --
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("scales", (), r"config.eval.scales=\(\): want numbers"),
+        ("scales", ("abc",), r"config.eval.scales=\('abc',\): want numbers"),
+        ("scales", (0, 1), r"config.eval.scales=\(0, 1\): want numbers from 0.1 to 8"),
+        ("window", (65,), r"config.eval.window=\(65,\): want two numbers"),
+        ("window", (0, 65), r"config.eval.window=\(0, 65\): want a height and a width"),
+        ("window_overlap", 1.0, "config.eval.window_overlap=1.0: want a value from 0.0 to 0.9"),
+    ],
+)
+def test_wrong_settings_are_refused(field, value, says):
+    config = configuration.default()
+    config.eval[field] = value
+    with pytest.raises(UserError, match=says):
+        configuration.validate(config)
+
+
+def test_settings_survive_a_runs_saved_config():
+    """Whole numbers among the scales, and a config of before there were any scales."""
+    config = configuration.default()
+    config.eval.update({"scales": (0.5, 1, 1.75), "window": (65, 97), "flip": True})
+    configuration.validate(config)
+    again = configuration.from_json(configuration.to_json(config))
+    assert again.eval.scales == (0.5, 1, 1.75) and again.eval.window == (65, 97) and again.eval.flip
+    old = json.loads(configuration.to_json(config))
+    for key in ("scales", "window", "window_overlap", "flip", "details"):
+        del old["eval"][key]
+    assert configuration.from_json(json.dumps(old)).eval.scales == (1.0,)
