@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from hfgd_jax import config as configuration
 from hfgd_jax import metrics, sharding
+from hfgd_jax.checkpoints import Checkpoints
 from hfgd_jax.data import pipeline
 from hfgd_jax.data.source import Split
 from hfgd_jax.details import Details
@@ -194,8 +195,11 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> int:
         if checkpoint == "watch":
             _watch(judge)
         else:
-            names = [name.strip() for name in checkpoint.split(",")]
-            lines = []
+            names, lines = [name.strip() for name in checkpoint.split(",")], []
+            saved = Checkpoints(workdir, read_only=True)
+            for name in names:
+                saved.find(name)  # before hours are spent on the others
+            saved.close()
             for name in names:
                 done = judge(name)
                 if done is None:
@@ -252,8 +256,12 @@ class _Judge:
             f"mIoU: {summary['mIoU'] or 0.0:.4f}"
         )
         if jax.process_index() == 0:
-            with (self.workdir / _RECORD).open("a") as file:
-                file.write(json.dumps({"step": step} | self.settings | summary) + "\n")
+            path = self.workdir / _RECORD
+            whole = not path.exists() or path.read_text().endswith("\n")  # not cut short by a kill
+            with path.open("a") as file:
+                file.write(
+                    ("" if whole else "\n") + json.dumps({"step": step} | self.settings | summary) + "\n"
+                )
         return step, summary
 
     def recorded(self) -> set[int]:

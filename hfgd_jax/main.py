@@ -39,7 +39,9 @@ _SPLIT = "split:"
 flags.mark_flags_as_required(["workdir"])
 
 
-@flags.multi_flags_validator(["mode", "input", "output", "checkpoint"], "--mode and the other flags disagree")
+@flags.multi_flags_validator(
+    ["mode", "input", "output", "checkpoint", "ids"], "--mode and the other flags disagree"
+)
 def _flags_belong_to_mode(values: dict) -> bool:
     mode = values["mode"]
     for name in ("input", "output"):
@@ -47,6 +49,11 @@ def _flags_belong_to_mode(values: dict) -> bool:
             raise flags.ValidationError(f"--{name}: needed with --mode=predict")
         if mode != "predict" and values[name]:
             raise flags.ValidationError(f"--{name}={values[name]}: only with --mode=predict")
+    if mode != "predict" and values["ids"] != "train":
+        raise flags.ValidationError(f"--ids={values['ids']}: only with --mode=predict")
+    several = values["checkpoint"] == "watch" or "," in (values["checkpoint"] or "")
+    if mode == "predict" and several:
+        raise flags.ValidationError(f"--checkpoint={values['checkpoint']}: only with --mode=eval; name one")
     if mode == "train" and values["checkpoint"]:
         raise flags.ValidationError(
             f"--checkpoint={values['checkpoint']}: only with --mode=eval or predict; "

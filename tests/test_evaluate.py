@@ -113,7 +113,8 @@ def save(trained, workdir, *steps):
 
 
 def records(workdir):
-    return [json.loads(line) for line in (workdir / "evaluations.jsonl").read_text().splitlines()]
+    lines = (workdir / "evaluations.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 @pytest.fixture
@@ -137,14 +138,20 @@ def test_several_checkpoints_and_a_finished_run(trained, finished, tmp_path, cap
     assert [record["step"] for record in records(tmp_path)] == [2, 3, 1]
     # Other settings are another evaluation; what a kill cut short does not count.
     with (tmp_path / "evaluations.jsonl").open("a") as file:
-        file.write('{"step": 1\n')
+        file.write('{"step": 1')
     finished.eval.update({"flip": True, "details": True})
     assert run(finished, str(tmp_path), "1") == 0
     summary = json.loads((tmp_path / "metrics.json").read_text())
     assert summary["step"] == 1 and summary["boundary_IoU"] > 0
     assert "small object recall %" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--checkpoint=7: not in .*; it holds steps \[1, 2, 3\]"):
-        run(finished, str(tmp_path), "7")
+        run(finished, str(tmp_path), "2,7")
+    assert [record["step"] for record in records(tmp_path)] == [
+        2,
+        3,
+        1,
+        1,
+    ]  # the one that is there was not scored before
 
 
 @pytest.fixture
