@@ -26,6 +26,7 @@ flags.mark_flags_as_required(["config"])
 def main(_: list[str]) -> None:
     """Times the compiled step of the config."""
     config = _CONFIG.value
+    config.loss.balance = "none"  # no data here to count classes in
     system = build(config)
     state, _ = initial_state(system)
     shape = (config.train.batch_size, *config.data.crop)

@@ -22,8 +22,7 @@ Readings, where the paper leaves a choice:
 - Table 14 trains on the training images alone ("the other settings remain unchanged"). Labels of the test
   images are not public: the run scores on the validation images.
 - Crops are the paper's for every backbone; the models of ConvNeXt and Swin pad 513 to 544 (`geometry.py`).
-- The figures of `section5.1` are the auxiliary FCN's; an evaluation scores the prediction, so that a run of
-  these rows does not give a figure to compare with them.
+- The figures of `section5.1` are the auxiliary FCN's, and those rows score it (`eval.branch`).
 """
 
 import difflib
@@ -255,6 +254,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     configuration.set_backbone(config, row.backbone)
     config.model.backbone.weights = args.weights
     config.model.update_from_flattened_dict({**row.upsampler, "context": row.context, **row.hfgm})
+    config.eval.branch = "probe" if config.model.guidance.probe else "prediction"
     _set(config, args.setting or row.setting)
     data = row.data
     config.data.update({"dataset": data.name, "num_classes": data.num_classes, "crop": data.crop})

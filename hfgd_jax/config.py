@@ -173,6 +173,7 @@ def default() -> ConfigDict:
             "flip": False,  # average over mirror images too
             "window": (0, 0),  # height, width of sliding windows over the scaled image; (0, 0): the whole
             "window_overlap": 1 / 3,  # share of a window that the next one covers too, at least (a reading)
+            "branch": "prediction",  # what is scored; or guide, or probe (paper, Sec. 5.1)
             "details": False,  # boundary IoU and recall of small objects as well: costs time on the host
         }
     )

@@ -19,6 +19,7 @@ PHOTOMETRICS = ("none", "plain", "advanced")
 DTYPES = ("bfloat16", "float32")
 OPTIMIZERS = ("sgd", "adamw")
 BALANCES = ("none", "median_frequency")
+BRANCHES = ("prediction", "guide", "probe")
 
 
 def validate(config: ConfigDict) -> None:
@@ -169,6 +170,12 @@ def _check_run(config: ConfigDict) -> None:
     _in_range("config.optim.warmup_steps", optim.warmup_steps, 0, train.steps)
     _in_range("config.optim.clip_norm", optim.clip_norm, 0.0, math.inf)
     _check_eval(config.eval)
+    one_of("config.eval.branch", config.eval.branch, BRANCHES)
+    needs = {"guide": "tokens", "probe": "probe"}.get(config.eval.branch)
+    if needs and not config.model.guidance[needs]:
+        raise UserError(
+            f"config.eval.branch={config.eval.branch!r}: needs config.model.guidance.{needs}=True"
+        )
     _in_range("config.checkpoint.every", config.checkpoint.every, 1, 10**9)
     _in_range("config.checkpoint.keep", config.checkpoint.keep, 1, 10**6)
     if config.mesh.data == 0 or config.mesh.data < -1:

@@ -233,6 +233,7 @@ class _Judge:
             "flip": bool(config.eval.flip),
             "window": list(config.eval.window),
             "window_overlap": float(config.eval.window_overlap),
+            "branch": config.eval.branch,
             "details": bool(config.eval.details),
         }
         self._evaluator: Evaluator | None = None

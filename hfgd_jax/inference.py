@@ -79,7 +79,7 @@ def mirror(images: UInt8[Array, "b H W 3"], size: Int[Array, "b 2"]) -> UInt8[Ar
 
 
 class Inference:
-    """A model's logits and masks as `config.eval` wants them.
+    """A model's logits and masks as `config.eval` wants them: of `eval.branch`, at its own output stride.
 
     `eval.window` is enlarged to the model's grid, and cut down to the canvas where that is smaller: a picture
     smaller than a window is padded as it would be without windows. Its stride is `1 - eval.window_overlap`
@@ -103,7 +103,8 @@ class Inference:
         self.window = tuple(config.eval.window) if any(config.eval.window) else None
         self.overlap = float(config.eval.window_overlap)
         self.shapes: set[tuple[int, int, int]] = set()
-        self._output_stride = config.model.output_stride
+        branch, of = config.eval.branch, config.model
+        self._output_stride = of.output_stride if branch == "prediction" else of.backbone.output_stride
         self._mirrors = (False, True) if config.eval.flip else (False,)
 
         def add(total, maps, image_size, label_size, share, mirrored, canvas):
@@ -118,7 +119,9 @@ class Inference:
             )
             return pixels if total is None else total + pixels
 
-        self._apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False).logits)
+        self._apply = jax.jit(
+            lambda variables, images: model.apply(variables, images, train=False, branch=branch).logits
+        )
         self._mirror = jax.jit(mirror)
         self._add = jax.jit(add, donate_argnums=0, static_argnums=(5, 6))
         self._argmax = jax.jit(lambda logits: jnp.argmax(logits, -1).astype(jnp.uint8))

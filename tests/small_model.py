@@ -20,8 +20,8 @@ class Small(nn.Module):
     classes: int = 5
 
     @nn.compact
-    def __call__(self, images, train):
-        del train
+    def __call__(self, images, train, branch="prediction"):
+        del train, branch
         x = geometry.pad_to(
             (images.astype(jnp.float32) - 120) / 60, geometry.grid_size(images.shape[1:3], self.geometry), 0.0
         )

@@ -45,6 +45,8 @@ def test_a_method_leaves_nothing_of_the_one_before():
         ("train.dtype", "float16", "config.train.dtype='float16': unknown; one of bfloat16, float32"),
         ("optim.learning_rate", -1.0, "config.optim.learning_rate=-1.0"),
         ("optim.warmup_steps", 40_000, "config.optim.warmup_steps=40000"),
+        ("eval.branch", "teacher", "config.eval.branch='teacher': unknown; one of prediction, guide, probe"),
+        ("eval.branch", "probe", "config.eval.branch='probe': needs config.model.guidance.probe=True"),
         ("mesh.data", 0, "config.mesh.data=0"),
         ("loss.car", -1.0, "config.loss.car=-1.0"),
         ("loss.balance", "inverse", "config.loss.balance='inverse': unknown; one of none, median_frequency"),

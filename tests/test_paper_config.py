@@ -135,7 +135,9 @@ def test_the_starred_row_has_the_stronger_losses():
 
 
 def test_the_probe_rows():
-    guidance = [paper.get_config(f"section5.1/{row}").model.guidance for row in ("probe", "probe_stop")]
+    configs = [paper.get_config(f"section5.1/{row}") for row in ("probe", "probe_stop")]
+    assert [config.eval.branch for config in configs] == ["probe", "probe"]
+    guidance = [config.model.guidance for config in configs]
     assert [(g.probe, g.probe_stop_gradient, g.tokens) for g in guidance] == [
         (True, False, False),
         (True, True, False),

@@ -6,7 +6,7 @@ f4, f8, f16, high -> upsampler -> axial attention -> low -> tokens -> logits    
 ```
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, UInt8
 
 from hfgd_jax.geometry import Geometry, grid_size, pad_to
 from hfgd_jax.models.guidance import classify
+
+Branch = Literal["prediction", "guide", "probe"]
 
 
 @struct.dataclass
@@ -75,11 +77,19 @@ class Segmenter(nn.Module):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, images: UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"], train: bool) -> Outputs:
+    def __call__(
+        self,
+        images: UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"],
+        train: bool,
+        branch: Branch = "prediction",
+    ) -> Outputs:
         """Args:
         images: RGB 0-255 of any size; padded to the grid with the mean pixel.
         train: batch statistics from the batch (`mutable=["batch_stats"]`), and the guide branch, probe
-            and CAR features computed. Without it, only the prediction is.
+            and CAR features computed. Without it, only `logits` are.
+        branch: whose logits `logits` are at inference: the prediction's, the guide branch's or the
+            probe's, which are at the stride of the backbone's last feature. Under jit the others cost
+            nothing.
         """
         pyramid = dict(self.backbone(self._on_grid(images), train))
         f32, high, car_features, region_logits = pyramid[32], None, None, None
@@ -95,7 +105,9 @@ class Segmenter(nn.Module):
         frozen = self.share_tokens and self.freeze_tokens
         logits = classify(low, stop_gradient(tokens) if frozen else tokens)
         if not train and not self.is_initializing():
-            return Outputs(logits)
+            if branch == "prediction":
+                return Outputs(logits)
+            return Outputs(classify(high, tokens) if branch == "guide" else self.probe(f32, train))
 
         probe_logits = None
         if self.probe is not None:

@@ -7,6 +7,7 @@ import pytest
 
 from hfgd_jax import geometry as geo
 from hfgd_jax.losses import total_loss
+from hfgd_jax.models.guidance import classify
 from hfgd_jax.models.upsamplers import UPSAMPLERS
 
 GEOMETRIES = ("align_corners", "half_pixel")
@@ -154,3 +155,22 @@ def test_stop_gradients_of_the_shared_tokens_and_of_the_pyramid(frozen, protect,
         (gradient,) = pull(tuple(map(jnp.float32, loss)))
         reached = {name for name, tree in gradient.items() if any(jnp.any(x) for x in jax.tree.leaves(tree))}
         assert reached == set(gradient) - untouched
+
+
+def test_inference_of_the_other_branches(model_tools):
+    """What the guide branch and the probe say of the same features that training shows them."""
+    images = np.random.default_rng(0).integers(0, 256, (1, 65, 65, 3)).astype(np.uint8)
+    guided = {"context": "cae", "guidance__tokens": True}
+    for branch, changes in (("guide", guided), ("probe", {"guidance__probe": True})):
+        model, variables = model_tools.build(model_tools.config("sfpn", **changes).model)
+        bound = model.bind(variables)
+        f32 = bound.backbone(bound._on_grid(images), False)[32]
+        if branch == "guide":
+            expected = classify(bound.context(f32, False).high, bound.class_tokens())
+        else:
+            expected = bound.probe(f32, False)
+        got = jax.jit(lambda v, m=model, b=branch: m.apply(v, images, train=False, branch=b).logits)(
+            variables
+        )
+        assert got.shape == (1, 3, 3, 5) and float(np.ptp(expected)) > 0
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
