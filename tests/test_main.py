@@ -166,7 +166,11 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(call, user_env, shapes_dir, tm
 @pytest.mark.parametrize(
     "config",
     ["demo.py:tiny,method=fcn", "camvid.py:tiny"]
-    + [f"{name}.py:tiny" for name in ("ade20k", "cityscapes", "coco_stuff", "folder", "pascal_context")]
+    + [
+        # Tiny, they differ in nothing from the first but by their names.
+        pytest.param(f"{name}.py:tiny", marks=pytest.mark.slow)
+        for name in ("ade20k", "cityscapes", "coco_stuff", "folder", "pascal_context")
+    ]
     + [f"paper.py:table9/{row},tiny" for row in ("sa_car_d8", "hfgd_os2")]
     + [f"paper.py:{row},tiny" for row in ("table6/swin_l_u_sfpn", "table10/hfgd_os4_stronger")],
 )

@@ -34,7 +34,7 @@ class Naming(NamedTuple):
     """How one project names the tensors of a network; read forwards to import, backwards to export.
 
     Attributes:
-        name: `timm`, `torchvision` or `transformers`.
+        name: `timm`, `torchvision`, `transformers`, or the authors' own (`facebook`, `microsoft`).
         targets: every tensor that has a place here, by its name without prefix.
         left_out: `(name without prefix) -> bool`, whether a tensor has no use here by design (the
             classifier, torch's batch counters, index buffers).
@@ -48,6 +48,37 @@ class Naming(NamedTuple):
     left_out: Callable[[str], bool]
     prefixes: tuple[str, ...] = ("",)
     optional: frozenset[str] = frozenset()
+
+
+def layer_targets(
+    source: str, path: tuple[str, ...], kernel: Layout | None = None, part: tuple[int, int] = (0, 1)
+) -> dict[str, WeightTarget]:
+    """Weight and bias of a convolution or dense layer, or of a norm where `kernel` has no layout.
+
+    Args:
+        source: the layer's name in a file, without `.weight` and `.bias`.
+        path: the keys of the layer here.
+        kernel: the weight's layout.
+        part: as of `WeightTarget`.
+    """
+    leaf, layout = ("kernel", kernel) if kernel else ("scale", "plain")
+    return {
+        f"{source}.weight": WeightTarget("params", (*path, leaf), layout, part),
+        f"{source}.bias": WeightTarget("params", (*path, "bias"), "plain", part),
+    }
+
+
+def level_norm_targets(pattern: str) -> dict[str, WeightTarget]:
+    """The norms of the pyramid's levels, `norm_4` to `norm_32` here.
+
+    Args:
+        pattern: a format of the stage's number from 0, `{s}`, or from 1, `{stage}`; empty where the source
+            has no such norms.
+    """
+    table: dict[str, WeightTarget] = {}
+    for s in range(4 if pattern else 0):
+        table |= layer_targets(pattern.format(s=s, stage=s + 1), (f"norm_{4 << s}",))
+    return table
 
 
 class Backbone(NamedTuple):

@@ -11,7 +11,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hfgd_jax.models.backbones.base import IMAGENET, Backbone, Layout, Naming, WeightTarget
+from hfgd_jax.models.backbones.base import (
+    IMAGENET,
+    Backbone,
+    Layout,
+    Naming,
+    WeightTarget,
+    layer_targets,
+    level_norm_targets,
+)
 from hfgd_jax.models.backbones.blocks import run_blocks
 from hfgd_jax.models.backbones.stochastic import Drops, draw, drop_path, drop_path_rates
 from hfgd_jax.models.layers import Conv, DepthwiseConv, PatchConv, layer_norm
@@ -185,37 +193,22 @@ _FACEBOOK = _Names(
 
 def targets(names: _Names, depths: tuple[int, ...]) -> dict[str, WeightTarget]:
     """The name of every tensor of a network of these depths, and where it goes."""
-    table = _layer(names.stem, ("stem",), "conv") | _layer(names.stem_norm, ("stem_norm",))
+    table = layer_targets(names.stem, ("stem",), "conv") | layer_targets(names.stem_norm, ("stem_norm",))
     for s, depth in enumerate(depths):
         if s > 0:
             source, here = names.downsample.format(s=s, even=2 * s), f"downsample{s + 1}"
-            table |= _layer(f"{source}.0", (f"{here}_norm",)) | _layer(f"{source}.1", (here,), "conv")
+            table |= layer_targets(f"{source}.0", (f"{here}_norm",)) | layer_targets(
+                f"{source}.1", (here,), "conv"
+            )
         for b in range(depth):
             source, here = names.block.format(s=s, b=b, odd=2 * s + 1), f"stage{s + 1}_{b}"
-            table |= _layer(f"{source}.{names.depthwise}", (here, "depthwise"), "conv")
-            table |= _layer(f"{source}.{names.norm}", (here, "norm"))
-            table |= _layer(f"{source}.{names.expand}", (here, "expand"), names.dense_layout)
-            table |= _layer(f"{source}.{names.project}", (here, "project"), names.dense_layout)
+            table |= layer_targets(f"{source}.{names.depthwise}", (here, "depthwise"), "conv")
+            table |= layer_targets(f"{source}.{names.norm}", (here, "norm"))
+            table |= layer_targets(f"{source}.{names.expand}", (here, "expand"), names.dense_layout)
+            table |= layer_targets(f"{source}.{names.project}", (here, "project"), names.dense_layout)
             scale = WeightTarget("params", (here, "layer_scale"), names.scale_layout)
             table[f"{source}.{names.layer_scale}"] = scale
-    return table | level_norms(names)
-
-
-def level_norms(names: _Names) -> dict[str, WeightTarget]:
-    """The names of the levels' norms, of which there are none where the source has no such norms."""
-    if not names.level_norm:
-        return {}
-    levels = [_layer(names.level_norm.format(s=s, stage=s + 1), (f"norm_{4 << s}",)) for s in range(4)]
-    return {name: target for level in levels for name, target in level.items()}
-
-
-def _layer(source: str, path: tuple[str, ...], kernel: Layout | None = None) -> dict[str, WeightTarget]:
-    """Weight and bias of a convolution or dense layer, or of a norm where `kernel` has no layout."""
-    leaf, layout = ("kernel", kernel) if kernel else ("scale", "plain")
-    return {
-        f"{source}.weight": WeightTarget("params", (*path, leaf), layout),
-        f"{source}.bias": WeightTarget("params", (*path, "bias")),
-    }
+    return table | level_norm_targets(names.level_norm)
 
 
 def namings(name: str) -> tuple[Naming, ...]:
@@ -239,7 +232,7 @@ def namings(name: str) -> tuple[Naming, ...]:
             targets(names, VARIANTS[name].depths),
             partial(_starts_with, heads[source]),
             prefixes.get(source, ("",)),
-            frozenset(level_norms(names)),
+            frozenset(level_norm_targets(names.level_norm)),
         )
         for source, names in tables.items()
     )

@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hfgd_jax.models.backbones.base import IMAGENET, Backbone, Layout, Naming, WeightTarget
+from hfgd_jax.models.backbones.base import (
+    IMAGENET,
+    Backbone,
+    Naming,
+    WeightTarget,
+    layer_targets,
+    level_norm_targets,
+)
 from hfgd_jax.models.backbones.blocks import run_blocks
 from hfgd_jax.models.backbones.stochastic import Drops, draw, drop_path, drop_path_rates
 from hfgd_jax.models.backbones.windows import Windows, attend, pad_to_multiple, position_bias
@@ -195,42 +202,23 @@ _TRANSFORMERS = _Names(
 
 def targets(names: _Names, depths: tuple[int, ...]) -> dict[str, WeightTarget]:
     """The name of every tensor of a network of these depths, and where it goes."""
-    table = _layer(names.stem, ("stem",), "conv") | _layer(names.stem_norm, ("stem_norm",))
+    table = layer_targets(names.stem, ("stem",), "conv") | layer_targets(names.stem_norm, ("stem_norm",))
     for s, depth in enumerate(depths):
         if s > 0:
             source, here = names.merge.format(s=s, before=s - 1, even=2 * s), f"merge{s + 1}"
-            table |= _layer(f"{source}.norm", (f"{here}_norm",))
+            table |= layer_targets(f"{source}.norm", (f"{here}_norm",))
             table[f"{source}.reduction.weight"] = WeightTarget("params", (here, "kernel"), "linear")
         for b in range(depth):
             source, here = names.block.format(s=s, b=b, odd=2 * s + 1), f"stage{s + 1}_{b}"
             for norm in ("norm1", "norm2"):
-                table |= _layer(f"{source}.{getattr(names, norm)}", (here, norm))
+                table |= layer_targets(f"{source}.{getattr(names, norm)}", (here, norm))
             for dense in ("proj", "fc1", "fc2"):
-                table |= _layer(f"{source}.{getattr(names, dense)}", (here, dense), "linear")
+                table |= layer_targets(f"{source}.{getattr(names, dense)}", (here, dense), "linear")
             for i, part in enumerate(names.qkv):
-                table |= _layer(f"{source}.{part}", (here, "qkv"), "linear", (i, len(names.qkv)))
+                table |= layer_targets(f"{source}.{part}", (here, "qkv"), "linear", (i, len(names.qkv)))
             bias = WeightTarget("params", (here, "position_bias"), "position_bias")
             table[f"{source}.{names.position_bias}"] = bias
-    return table | level_norms(names, len(depths))
-
-
-def level_norms(names: _Names, levels: int) -> dict[str, WeightTarget]:
-    """The names of the levels' norms, of which there are none where the source has no such norms."""
-    table: dict[str, WeightTarget] = {}
-    for s in range(levels if names.level_norm else 0):
-        table |= _layer(names.level_norm.format(s=s, stage=s + 1), (f"norm_{PATCH << s}",))
-    return table
-
-
-def _layer(
-    source: str, path: tuple[str, ...], kernel: Layout | None = None, part: tuple[int, int] = (0, 1)
-) -> dict[str, WeightTarget]:
-    """Weight and bias of a convolution or dense layer, or of a norm where `kernel` has no layout."""
-    leaf, layout = ("kernel", kernel) if kernel else ("scale", "plain")
-    return {
-        f"{source}.weight": WeightTarget("params", (*path, leaf), layout, part),
-        f"{source}.bias": WeightTarget("params", (*path, "bias"), "plain", part),
-    }
+    return table | level_norm_targets(names.level_norm)
 
 
 def _left_out(beginnings: tuple[str, ...], name: str) -> bool:
@@ -265,7 +253,7 @@ def namings(depths: tuple[int, ...]) -> tuple[Naming, ...]:
             targets(names, depths),
             partial(_left_out, heads.get(source, classifier)),
             prefixes.get(source, ("",)),
-            frozenset(level_norms(names, len(depths))),
+            frozenset(level_norm_targets(names.level_norm)),
         )
         for source, names in tables.items()
     )
