@@ -134,8 +134,6 @@ class Loop:
         self.system = balanced(self.system, self.train_split)
         self.saved = checkpoints.Checkpoints(self.workdir, keep=config.checkpoint.keep)
         self.state, self.origin = initial_state(self.system, self.saved)
-        # Only now: a first try that fails (a wrong weights file) leaves the workdir free for the next.
-        write_atomically(self.workdir / "config.json", configuration.to_json(config))
         self.step = int(self.state.step)
         self.evaluator = Evaluator(self.system.model, config, self.system.mesh)
         self.log = RunLog(self.workdir, config.train.steps, step=self.step)
@@ -220,6 +218,8 @@ class Loop:
         try:
             batch, index = self._next(batches)
             step_fn = self._compile(batch)
+            # Only now: a first try that fails (wrong weights, too large a crop) leaves the workdir free.
+            write_atomically(self.workdir / "config.json", configuration.to_json(config))
             self.watch, previous = Stopwatch(self.step * config.train.batch_size), None
             while self.step < config.train.steps and not self.stop():
                 self.state, values = step_fn(self.state, batch)

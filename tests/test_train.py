@@ -214,15 +214,22 @@ def test_checkpoints_of_an_unknown_run_are_refused(shapes_dir, tmp_path):
         train.check_workdir(epath.Path(tmp_path), tiny_config(shapes_dir))
 
 
-def test_a_first_try_that_fails_leaves_the_workdir_free(shapes_dir, tmp_path):
-    """The path of the weights is corrected and the same workdir used again."""
+def test_a_first_try_that_fails_leaves_the_workdir_free(shapes_dir, tmp_path, monkeypatch):
+    """The path of the weights, or the crop, is corrected and the same workdir used again."""
+    workdir = tmp_path / "run"
     wrong = {"model.backbone.weights": str(tmp_path / "missing.safetensors")}
     with pytest.raises(UserError, match="no such file"):
-        train.Loop(tiny_config(shapes_dir, **wrong), str(tmp_path / "run"), Stop())
-    loop = train.Loop(tiny_config(shapes_dir), str(tmp_path / "run"), Stop())
-    loop.log.close()
-    loop.saved.close()
-    assert (tmp_path / "run" / "config.json").exists()
+        train.run(tiny_config(shapes_dir, **wrong), str(workdir))
+
+    def too_large(compiled, config, mesh):
+        raise UserError("too large")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="too large"):
+        patch.setattr(train, "check_memory", too_large)
+        train.run(tiny_config(shapes_dir, **{"data.crop": (97, 97)}), str(workdir))
+    assert not (workdir / "config.json").exists()
+    assert train.run(tiny_config(shapes_dir, **{"train.steps": 1}), str(workdir)) == 0
+    assert (workdir / "config.json").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(shapes_dir, tmp_path):
