@@ -80,13 +80,20 @@ def total_loss(
             parts[f"{name}_dice"] = dice_loss(logits, labels, geometry=geometry)
             weights[f"{name}_dice"] = loss_config.dice
     if outputs.car_features is not None:
-        features = outputs.car_features
-        shrunk = labels_at(labels, features.shape[1:3], geometry=geometry)
-        centers = car.class_centers(features, shrunk, num_classes)
-        parts["car_intra"] = car.intra_class_loss(features, shrunk, centers)
-        parts["car_inter_center"] = car.inter_class_center_loss(centers)
-        parts["car_inter_pixel"] = car.inter_class_pixel_loss(features, shrunk, centers)
+        parts |= _car_parts(outputs.car_features, labels, num_classes, geometry)
     total = jnp.float32(0.0)
     for name, value in parts.items():
         total += value * weights.get(name, loss_config.car)
     return total, parts
+
+
+def _car_parts(
+    features: Float[Array, "b h w c"], labels: Integer[Array, "b H W"], num_classes: int, geometry: Geometry
+) -> dict[str, Float[Array, ""]]:
+    shrunk = labels_at(labels, features.shape[1:3], geometry=geometry)
+    centers = car.class_centers(features, shrunk, num_classes)
+    return {
+        "car_intra": car.intra_class_loss(features, shrunk, centers),
+        "car_inter_center": car.inter_class_center_loss(centers),
+        "car_inter_pixel": car.inter_class_pixel_loss(features, shrunk, centers),
+    }
