@@ -85,6 +85,7 @@ def default() -> ConfigDict:
                 "multi_grid": False,  # ResNet: dilation (1, 2, 4) within the last stage when dilated
                 "drop_path": -1.0,  # stochastic depth's rate at the last block; -1: the source's
                 "scan_blocks": False,  # ConvNeXt, Swin: a stage's blocks compile once (docs/scaling.md)
+                "remat": False,  # compute each block again in the backward pass: less memory, more time
             },
             "context": "cae",
             "upsampler": "u_sfpn",
@@ -140,6 +141,7 @@ def default() -> ConfigDict:
             "threads": 4,  # decoding threads, per process
             "workers": 0,  # worker processes beside them
             "prefetch": 4,  # batches
+            "timeout": 600.0,  # seconds that a batch may take before the run ends with an error; 0: for ever
             "skip_corrupt": False,  # True: an unreadable record is ignored and counted
         }
     )
@@ -162,6 +164,7 @@ def default() -> ConfigDict:
             "seed": 0,
             "dtype": "bfloat16",  # of the computation; parameters, statistics and losses are float32
             "log_every": 20,
+            "heartbeat": 0.0,  # seconds without a step after which a stuck run is ended; 0: never
         }
     )
     config.eval = ConfigDict(
@@ -177,8 +180,20 @@ def default() -> ConfigDict:
             "details": False,  # boundary IoU and recall of small objects as well: costs time on the host
         }
     )
-    config.checkpoint = ConfigDict({"every": 1000, "keep": 3})
-    config.mesh = ConfigDict({"data": -1})  # devices along the batch; -1: all
+    config.checkpoint = ConfigDict(
+        {
+            "every": 1000,  # steps
+            "keep": 3,  # the latest ones
+            "timeout": 1800.0,  # seconds that a save may take in the background before the run ends
+        }
+    )
+    config.mesh = ConfigDict(
+        {
+            "data": -1,  # devices along the batch that hold whole copies of the state; -1: the rest
+            "fsdp": 1,  # devices that share one copy of the state, and the batch too; -1: the rest
+            "constrain_decoder": False,  # keep the decoder's activations split along the batch alone
+        }
+    )
     return config
 
 

@@ -178,8 +178,15 @@ def _check_run(config: ConfigDict) -> None:
         )
     _in_range("config.checkpoint.every", config.checkpoint.every, 1, 10**9)
     _in_range("config.checkpoint.keep", config.checkpoint.keep, 1, 10**6)
-    if config.mesh.data == 0 or config.mesh.data < -1:
-        raise UserError(f"config.mesh.data={config.mesh.data}: want a number of devices, or -1 for all")
+    _in_range("config.checkpoint.timeout", config.checkpoint.timeout, 1.0, 1e6)
+    _in_range("config.train.heartbeat", train.heartbeat, 0.0, 1e6)
+    _in_range("config.data.timeout", config.data.timeout, 0.0, 1e6)
+    for axis in ("data", "fsdp"):
+        size = config.mesh[axis]
+        if size == 0 or size < -1:
+            raise UserError(f"config.mesh.{axis}={size}: want a number of devices, or -1 for the rest")
+    if config.mesh.data == config.mesh.fsdp == -1:
+        raise UserError("config.mesh.fsdp=-1: config.mesh.data is -1, too; only one of them can be the rest")
 
 
 def _check_eval(settings: ConfigDict) -> None:

@@ -24,8 +24,11 @@ from hfgd_jax.signals import Stop
 from hfgd_jax.system import System, TrainState, balanced, build, initial_state, open_data
 
 # What may change when a run goes on: it alters speed, place or reporting, never the weights.
-RESUMABLE = ("data.data_dir", "data.threads", "data.workers", "data.prefetch", "data.eval_split")
-RESUMABLE_GROUPS = ("eval.", "checkpoint.", "mesh.", "train.log_every")
+RESUMABLE = (
+    *("data.data_dir", "data.threads", "data.workers", "data.prefetch", "data.timeout", "data.eval_split"),
+    *("train.log_every", "train.heartbeat", "model.backbone.remat"),
+)
+RESUMABLE_GROUPS = ("eval.", "checkpoint.", "mesh.")
 
 
 def make_gradient(system: System) -> Callable[..., tuple[Any, tuple[dict, Any]]]:
