@@ -24,11 +24,17 @@ _FLAG_ERRORS = (
 )
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def run(
+    main: Callable[[Sequence[str]], int | None], leave: Callable[[int], None] = lambda code: None
+) -> None:
     """Parses the flags, calls `main(argv)` and exits with what it returns (None: 0).
 
     A `UserError`, an unknown flag or a bad value becomes one line on stderr and exit code 2; Ctrl-C exits
     with 130, without a traceback. Anything else is a bug and keeps its traceback. `--help` exits with 0.
+
+    Args:
+        main: the command.
+        leave: told the exit code of a failure; it may end the process (see `distributed.leave`).
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -41,10 +47,15 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
                 raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
             return main(argv)
         except UserError as error:
-            return fail(error)
+            code = fail(error)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            return INTERRUPTED
+            code = INTERRUPTED
+        except Exception:
+            leave(1)
+            raise
+        leave(code)
+        return code
 
     sys.unraisablehook = _report_unraisable
     app.run(guarded, flags_parser=_parse)

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import math
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -66,8 +64,6 @@ class Evaluator:
     def __init__(self, model: nn.Module, config: ConfigDict, mesh: Mesh):
         self.config, self.mesh, self.inference = config, mesh, Inference(model, config)
         num_classes, rows = config.data.num_classes, sharding.batch_sharding(mesh)
-        axes = (rows.spec[0],) if isinstance(rows.spec[0], str) else rows.spec[0]
-        devices = math.prod(mesh.shape[axis] for axis in axes)
 
         def count(matrix, label, predicted):
             return matrix + metrics.confusion_matrix(label, predicted, num_classes)[None]
@@ -76,7 +72,7 @@ class Evaluator:
         # CPU's few threads at once, may wait for each other for ever), and the sum is made at the end.
         spread = jax.shard_map(count, mesh=mesh, in_specs=rows.spec, out_specs=rows.spec, check_vma=False)
         self._count = jax.jit(spread, donate_argnums=0)
-        shape = (devices, num_classes, num_classes)
+        shape = (mesh.size, num_classes, num_classes)
         self._zero = jax.jit(lambda: jnp.zeros(shape, jnp.int32), out_shardings=rows)
         self._masks = jax.jit(lambda logits: jnp.argmax(logits, -1).astype(jnp.uint8), out_shardings=rows)
 
@@ -100,6 +96,8 @@ class Evaluator:
         total = np.zeros((self.config.data.num_classes,) * 2, np.int64)
         details = Details(self.config.data.num_classes) if self.config.eval.details else None
         matrix, pixels, images, waiting = self._zero(), 0, 0, None
+        # Whole on every device, once, so that no collective is left in the loop.
+        variables = sharding.gathered(self.mesh, variables)
         with self._batches(split, mean_pixel) as batches:
             for batch in batches:
                 if should_stop():
@@ -125,19 +123,24 @@ class Evaluator:
     def predict_picture(
         self, variables: Variables, picture: UInt8[np.ndarray, "h w 3"], mean_pixel: np.ndarray
     ) -> UInt8[np.ndarray, "h w"]:
-        """Train ids of an RGB picture as it is stored: scaled and padded as in evaluation."""
+        """Train ids of an RGB picture as it is stored: scaled and padded as in evaluation.
+
+        `variables` are this process' own (`sharding.local_copy`): other processes take no part.
+        """
         return Predictor(self.inference, variables, mean_pixel)(picture).mask
 
     def _batches(self, split: Split, mean_pixel: np.ndarray) -> pipeline.Batches:
+        process_index, process_count = sharding.place(self.mesh)
         return pipeline.eval_batches(
             split,
             batch_size=sharding.round_up_batch_size(self.config.eval.batch_size, self.mesh),
             mean_pixel=mean_pixel,
             scales=self.inference.scales,
             geometry=self.config.model.geometry,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=process_index,
+            process_count=process_count,
             threads=self.config.data.threads,
+            workers=self.config.data.workers,
             skip_corrupt=self.config.data.skip_corrupt,
         )
 
@@ -309,10 +312,4 @@ def _watch(judge: _Judge) -> None:
         elif final in done:
             return
         else:
-            _wait(judge.stop)
-
-
-def _wait(stop: Stop) -> None:
-    until = time.monotonic() + _POLL
-    while not stop() and time.monotonic() < until:
-        time.sleep(0.1)
+            judge.stop.wait(_POLL)

@@ -5,6 +5,8 @@
     python -m hfgd_jax.main --workdir DIR --mode predict --input PHOTOS --output OUT
     python -m hfgd_jax.main --workdir DIR --mode predict --input split:test --ids raw --output OUT
 
+    python -m hfgd_jax.main ... --coordinator HOST:PORT --processes N --process I    (see `distributed.py`)
+
 `--config` may be left out where `--workdir` holds a run. `--config.FIELD=VALUE` overrides a field.
 """
 
@@ -14,7 +16,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from hfgd_jax import cli, evaluate, inference, predict, tiles, train
+from hfgd_jax import cli, distributed, evaluate, inference, predict, sharding, tiles, train
 from hfgd_jax.signals import Stop
 from hfgd_jax.system import load, open_data
 
@@ -77,12 +79,14 @@ def with_saved_config(argv: list[str]) -> list[str]:
 
 def main(_: list[str]) -> int:
     """Does what `--mode` says; returns the exit code."""
+    distributed.start()
     config, workdir = _CONFIG.value, _WORKDIR.value
     checkpoint = _CHECKPOINT.value or "latest"
     if _MODE.value == "train":
         return train.run(config, workdir)
     if _MODE.value == "eval":
         return evaluate.run(config, workdir, checkpoint)
+    distributed.refuse_several(_MODE.value)
     return _predict(config, workdir, checkpoint)
 
 
@@ -91,6 +95,7 @@ def _predict(config: ConfigDict, workdir: str, checkpoint: str) -> int:
     source = open_data(config, name) if _INPUT.value.startswith(_SPLIT) else _INPUT.value
     system, variables, step, table = load(config, workdir, checkpoint)
     print(f"predicting with step {step} of {workdir}")
+    variables = sharding.local_copy(system.mesh, variables)
     seen = inference.Inference(system.model, config)
     with Stop().listening() as stop:
         report = predict.run(
@@ -109,4 +114,4 @@ def _predict(config: ConfigDict, workdir: str, checkpoint: str) -> int:
 
 if __name__ == "__main__":
     sys.argv = with_saved_config(sys.argv)
-    cli.run(main)
+    cli.run(main, leave=distributed.leave)

@@ -93,6 +93,12 @@ def make_init(system: System) -> Callable[[jax.Array], TrainState]:
     return init
 
 
+def abstract_state(system: System) -> TrainState:
+    """What `make_init` gives, as `ShapeDtypeStruct`s with the shardings of the system's mesh."""
+    shapes = jax.eval_shape(make_init(system), jax.random.PRNGKey(0))
+    return sharding.placed(sharding.state_shardings(system.mesh, shapes), shapes)
+
+
 def initial_state(
     system: System, restore_from: checkpoints.Checkpoints | None = None
 ) -> tuple[TrainState, str]:
@@ -100,23 +106,23 @@ def initial_state(
 
     Precedence: the run's own latest checkpoint; else `model.backbone.weights`; else random weights.
     """
-    whole, key = sharding.replicated(system.mesh), jax.random.PRNGKey(system.config.train.seed)
-    init = make_init(system)
+    abstract = abstract_state(system)
     step = restore_from.latest_step() if restore_from else None
     if step is not None:
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init, key)
-        )
         model, training = restore_from.restore(step, abstract.model, abstract.training)
         return TrainState(**model, **training), f"resumed from the checkpoint of step {step}"
     # Random numbers are drawn once: on a CPU, compiling the drawing well takes longer than drawing.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    state = jax.jit(init, out_shardings=whole, compiler_options=quick)(key)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    init = jax.jit(make_init(system), out_shardings=shardings, compiler_options=quick)
+    state = init(np.asarray(jax.random.PRNGKey(system.config.train.seed)))
     backbone = system.config.model.backbone
     if not backbone.weights:
         return state, "random weights (config.model.backbone.weights is empty)"
-    variables, report = pretrained.load_backbone(jax.device_get(state.model), backbone.name, backbone.weights)
-    return jax.device_put(state.replace(**variables), whole), report.summary()
+    random = jax.device_get(sharding.local_copy(system.mesh, state.model))
+    variables, report = pretrained.load_backbone(random, backbone.name, backbone.weights)
+    model = jax.device_put(variables, jax.tree.map(lambda x: x.sharding, abstract.model))
+    return state.replace(**model), report.summary()
 
 
 def open_data(config: ConfigDict, split: str) -> Split:
@@ -126,7 +132,7 @@ def open_data(config: ConfigDict, split: str) -> Split:
         UserError: the data set is missing or has another number of classes than the config.
     """
     data = config.data
-    if data.dataset in builders.EMBEDDED and jax.process_index() == 0:
+    if data.dataset in builders.EMBEDDED:  # by every process: hosts need not share their disks
         builders.prepare_if_missing(data.dataset, data.data_dir)
     opened = open_split(data.data_dir, data.dataset, split)
     if opened.table.num_classes != data.num_classes:
@@ -169,10 +175,7 @@ def load(config: ConfigDict, workdir: str, which: str) -> tuple[System, dict[str
     """
     system = build(config)
     saved = checkpoints.Checkpoints(workdir, read_only=True)
-    whole = sharding.replicated(system.mesh)
-    state = jax.eval_shape(make_init(system), jax.random.PRNGKey(0))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state.model)
-    step, variables = saved.restore_model(which, abstract)
+    step, variables = saved.restore_model(which, abstract_state(system).model)
     table = saved.table(which)
     saved.close()
     return system, variables, step, table

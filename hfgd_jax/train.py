@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hfgd_jax import checkpoints, losses, macs, optim, render, sharding
+from hfgd_jax import checkpoints, distributed, losses, macs, optim, render, sharding
 from hfgd_jax import config as configuration
 from hfgd_jax.data import pipeline
 from hfgd_jax.data.source import CorruptRecordError
@@ -21,7 +21,7 @@ from hfgd_jax.errors import UserError
 from hfgd_jax.evaluate import Evaluator
 from hfgd_jax.progress import RunLog, Stopwatch, duration, write_atomically
 from hfgd_jax.signals import Stop
-from hfgd_jax.system import System, TrainState, balanced, build, initial_state, open_data
+from hfgd_jax.system import System, TrainState, abstract_state, balanced, build, initial_state, open_data
 
 # What may change when a run goes on: it alters speed, place or reporting, never the weights.
 RESUMABLE = (
@@ -125,6 +125,7 @@ class Loop:
 
     def __init__(self, config: ConfigDict, workdir: str, stop: Stop):
         self.config, self.workdir, self.stop = config, epath.Path(workdir), stop
+        distributed.agree("--config", configuration.to_json(config))
         self.system = build(config)
         sharding.check_batch_size(
             "config.train.batch_size / config.train.accumulate",
@@ -185,7 +186,7 @@ class Loop:
         return f"class weights ({'given' if source == 'none' else source}): {', '.join(named)}\n"
 
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:
-        config = self.config
+        config, (process_index, process_count) = self.config, sharding.place(self.system.mesh)
         return pipeline.train_batches(
             self.train_split,
             config.data,
@@ -193,8 +194,8 @@ class Loop:
             seed=config.train.seed,
             mean_pixel=self.system.mean_pixel,
             start=self.step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=process_index,
+            process_count=process_count,
         )
 
     def _next(self, batches: Iterator) -> tuple[dict[str, jax.Array], np.ndarray]:
@@ -222,7 +223,8 @@ class Loop:
             batch, index = self._next(batches)
             step_fn = self._compile(batch)
             # Only now: a first try that fails (wrong weights, too large a crop) leaves the workdir free.
-            write_atomically(self.workdir / "config.json", configuration.to_json(config))
+            if jax.process_index() == 0:
+                write_atomically(self.workdir / "config.json", configuration.to_json(config))
             self.watch, previous = Stopwatch(self.step * config.train.batch_size), None
             while self.step < config.train.steps and not self.stop():
                 self.state, values = step_fn(self.state, batch)
@@ -305,6 +307,7 @@ class Loop:
 
     def _draw(self) -> None:
         """Overlays of the same few images at every evaluation."""
+        variables = sharding.local_copy(self.system.mesh, self.state.model)
         if jax.process_index():
             return
         split, count = self.eval_split, min(self.config.eval.overlays, len(self.eval_split))
@@ -315,7 +318,7 @@ class Loop:
                 if not self.config.data.skip_corrupt:
                     raise
                 continue
-            mask = self.evaluator.predict_picture(self.state.model, example["image"], self.system.mean_pixel)
+            mask = self.evaluator.predict_picture(variables, example["image"], self.system.mean_pixel)
             table = split.table
             picture = render.side_by_side(
                 example["image"], mask, example["label"], table.palette, table.classes
@@ -339,7 +342,8 @@ class Loop:
 
 def jit_step(system: System) -> Any:
     """The training step, not yet compiled; it takes the state's memory for the new one."""
-    out = (sharding.replicated(system.mesh), None)
+    state = jax.tree.map(lambda x: x.sharding, abstract_state(system))
+    out = (state, sharding.replicated(system.mesh))
     return jax.jit(make_train_step(system), donate_argnums=0, out_shardings=out)
 
 
