@@ -6,13 +6,15 @@ taking every s-th pixel. `half_pixel`: samples are centres of cells, an on-grid 
 
 Sizes are `(height, width)`; arrays are NHWC. Integer factors, the only ones between strides of the grid, are
 slices and broadcast interpolation, and a few samples (the bins of a pooled map) are added up one by one: no
-gather, whose gradient is a slow scatter, and no matrix product.
+gather, whose gradient is a slow scatter, and no matrix product. A side that an export leaves open
+(`jax.export.symbolic_shape`) takes the same ways where its factor is known, and is sampled where it is not.
 """
 
 from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Integer, Shaped
 
 Geometry = Literal["align_corners", "half_pixel"]
@@ -128,8 +130,11 @@ def _extra(geometry: Geometry) -> int:
 
 
 def _factor(large: int, small: int, corners: bool) -> int:
-    """The integer factor between two sizes of an axis, or 0 where there is none."""
+    """The integer factor between two sizes of an axis, or 0 where there is none, or none that is known."""
     large, small = (large - 1, small - 1) if corners else (large, small)
+    if is_symbolic_dim(large) or is_symbolic_dim(small):
+        factor = large // small if is_symbolic_dim(small) else 0
+        return factor if isinstance(factor, int) and factor * small == large else 0
     return large // small if small > 0 and large % small == 0 else 0
 
 
@@ -162,6 +167,8 @@ def _linear(x: Array, axis: int, m: int, corners: bool) -> Array:
             return _every(x, axis, 0, s)
         middle = _every(x, axis, (s - 1) // 2, s)
         return middle if s % 2 else (middle + _every(x, axis, s // 2, s)) / 2
+    if is_symbolic_dim(n) or is_symbolic_dim(m):
+        return _sample(x, axis, m, corners)
     i = np.arange(m)
     source = i * ((n - 1) / max(m - 1, 1)) if corners else np.clip((i + 0.5) * n / m - 0.5, 0, n - 1)
     low = np.clip(np.floor(source).astype(int), 0, n - 1)
@@ -171,6 +178,17 @@ def _linear(x: Array, axis: int, m: int, corners: bool) -> Array:
         weights = (np.eye(n)[low] * (1 - t) + np.eye(n)[high] * t).astype(x.dtype)
         return sum(_part(x, axis, j, j + 1) * _along(weights[:, j], axis, x.ndim) for j in range(n))
     t = _along((source - low).astype(x.dtype), axis, x.ndim)
+    return jnp.take(x, low, axis=axis) * (1 - t) + jnp.take(x, high, axis=axis) * t
+
+
+def _sample(x: Array, axis: int, m: int, corners: bool) -> Array:
+    """`_linear` at a side that is not known yet: positions are exact, in integers, up to 2^31."""
+    n, i = x.shape[axis], jnp.arange(m)
+    position, unit = (i * (n - 1), jnp.maximum(m - 1, 1)) if corners else ((2 * i + 1) * n - m, 2 * m)
+    position = jnp.clip(position, 0, (n - 1) * unit)
+    low = position // unit
+    t = ((position - low * unit) / unit).astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1 - axis))
+    high = jnp.minimum(low + 1, n - 1)
     return jnp.take(x, low, axis=axis) * (1 - t) + jnp.take(x, high, axis=axis) * t
 
 

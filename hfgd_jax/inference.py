@@ -7,7 +7,7 @@ float32. Evaluation and prediction both come through here.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -58,17 +58,39 @@ def logits_at_label(
         position = (out + 0.5) * image / label - 0.5  # pixel of the image
         if mirrored and axis == 1:
             position = image - 1 - position
-        if geometry == "align_corners":
-            position = position / output_stride
-            last = jnp.ceil((image - 1) / windows.COARSEST) * (windows.COARSEST // output_stride)
-        else:
-            position = (position + 0.5) / output_stride - 0.5
-            last = jnp.ceil(image / windows.COARSEST) * (windows.COARSEST // output_stride) - 1
-        position = jnp.clip(position, 0, last)
-        weights = jnp.maximum(0, 1 - jnp.abs(position[..., None] - jnp.arange(logits.shape[1 + axis])))
-        equation = "boh,bhwk->bowk" if axis == 0 else "bow,bhwk->bhok"
-        logits = jnp.einsum(equation, weights, logits, precision=jax.lax.Precision.HIGHEST)
+        logits = sample(logits, axis, position, image, output_stride=output_stride, geometry=geometry)
     return logits
+
+
+def sample(
+    logits: Float[Array, "b h w k"],
+    axis: Literal[0, 1],
+    position: Float[Array, "b n"],
+    image: Float[Array, "b 1"],
+    *,
+    output_stride: int,
+    geometry: Geometry,
+) -> Float[Array, "b ..."]:
+    """Bilinear samples of output-stride logits along the height (axis 0) or the width (1).
+
+    Args:
+        logits: of the padded image, one every `output_stride` pixels of its grid.
+        axis: the one that becomes n long.
+        position: in pixels of the image.
+        image: length of the image proper along the axis; logits beyond its own grid are never read.
+        output_stride: pixels of the image from one logit to the next.
+        geometry: `align_corners` or `half_pixel`.
+    """
+    if geometry == "align_corners":
+        position = position / output_stride
+        last = jnp.ceil((image - 1) / windows.COARSEST) * (windows.COARSEST // output_stride)
+    else:
+        position = (position + 0.5) / output_stride - 0.5
+        last = jnp.ceil(image / windows.COARSEST) * (windows.COARSEST // output_stride) - 1
+    position = jnp.clip(position, 0, last)
+    weights = jnp.maximum(0, 1 - jnp.abs(position[..., None] - jnp.arange(logits.shape[1 + axis])))
+    equation = "boh,bhwk->bowk" if axis == 0 else "bow,bhwk->bhok"
+    return jnp.einsum(equation, weights, logits, precision=jax.lax.Precision.HIGHEST)
 
 
 def mirror(images: UInt8[Array, "b H W 3"], size: Int[Array, "b 2"]) -> UInt8[Array, "b H W 3"]:

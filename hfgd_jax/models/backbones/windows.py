@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Int8
 
 from hfgd_jax.geometry import Size
@@ -55,30 +56,41 @@ class Windows(NamedTuple):
             x = jnp.roll(x, (self.shift, self.shift), (1, 2))
         return x[:, : self.size[0], : self.size[1]]
 
-    def regions(self) -> Int8[np.ndarray, "n l"] | None:
+    def regions(self) -> Int8[np.ndarray | Array, "n l"] | None:
         """Labels of the windows' positions: those that differ were not neighbours before the roll.
 
         None without a shift: then every window is of one piece.
         """
-        return _regions(self.grid, self.window, self.shift) if self.shift else None
+        if not self.shift:
+            return None
+        of = _regions if any(map(is_symbolic_dim, self.grid)) else _known_regions
+        return of(self.grid, self.window, self.shift)
 
 
-@functools.lru_cache(maxsize=64)  # one constant for all blocks of a stage
-def _regions(grid: Size, window: int, shift: int) -> Int8[np.ndarray, "n l"]:
-    """Each axis has three parts: up to the last window, and this one's two pieces."""
-    height, width = (np.arange(windows * window) for windows in grid)
+def _regions(grid: Size, window: int, shift: int) -> Int8[np.ndarray | Array, "n l"]:
+    """Each axis has three parts: up to the last window, and this one's two pieces.
+
+    A grid that an export leaves open gives a traced array.
+    """
     row, column = (
-        (side >= len(side) - window).astype(np.int8) + (side >= len(side) - shift) for side in (height, width)
+        (side >= length - window).astype(np.int8) + (side >= length - shift)
+        for length in (windows * window for windows in grid)
+        for side in [(jnp if is_symbolic_dim(length) else np).arange(length)]
     )
     labels = (3 * row[:, None] + column).astype(np.int8)
     labels = labels.reshape(grid[0], window, grid[1], window).swapaxes(1, 2)
     return labels.reshape(grid[0] * grid[1], window * window)
 
 
+_known_regions = functools.lru_cache(maxsize=64)(_regions)  # one constant for all blocks of a stage
+
+
 def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int) -> Float[Array, "b H W c"]:
     """Pads with zeros at the bottom and right."""
-    below, right = (-side % multiple for side in x.shape[1:3])
-    return jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0))) if below or right else x
+    # Written so that an open side becomes a multiple in form, not in value alone.
+    below, right = (-(-side // multiple) * multiple - side for side in x.shape[1:3])
+    known = isinstance(below, int) and isinstance(right, int)
+    return x if known and not below and not right else jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0)))
 
 
 def position_bias(table: Float[Array, "p heads"], window: int) -> Float[Array, "heads l l"]:
@@ -105,7 +117,7 @@ def _differences(x: Float[Array, "p ..."]) -> Float[Array, "w w ..."]:
 def attend(
     qkv: Float[Array, "b n l c3"],
     bias: Float[Array, "heads l l"],
-    regions: Int8[np.ndarray, "n l"] | None,
+    regions: Int8[np.ndarray | Array, "n l"] | None,
 ) -> Float[Array, "b n l c"]:
     """Scaled dot-product attention within each window; logits and softmax float32.
 

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jax.lax import Precision
 from jaxtyping import Array, Float
 
@@ -43,11 +44,12 @@ def adaptive_average_pool(x: Float[Array, "b h w c"], bins: int) -> Float[Array,
     return jnp.einsum("jw,biwc->bijc", columns, y, precision=Precision.HIGHEST).astype(x.dtype)
 
 
-def pooling_matrix(size: int, bins: int) -> Float[np.ndarray, "bins size"]:
+def pooling_matrix(size: int, bins: int) -> Float[np.ndarray | Array, "bins size"]:
     """Row i averages the samples from floor(i * size / bins) to ceil((i + 1) * size / bins) - 1; float32.
 
-    Neighbouring bins share a sample where `bins` does not divide `size`.
+    Neighbouring bins share a sample where `bins` does not divide `size`. A size that an export leaves open
+    gives a traced array.
     """
-    i, sample = np.arange(bins)[:, None], np.arange(size)
+    i, sample = np.arange(bins)[:, None], (jnp if is_symbolic_dim(size) else np).arange(size)
     member = (sample >= i * size // bins) & (sample < -(-(i + 1) * size // bins))
     return (member / member.sum(axis=1, keepdims=True)).astype(np.float32)

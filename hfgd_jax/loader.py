@@ -1,0 +1,100 @@
+"""Runs an exported bundle: needs jax (which reads programs with flatbuffers) and numpy, nothing else.
+
+import loader                                  # this file, which lies in every bundle
+model = loader.load("BUNDLE")                  # or load("BUNDLE", "bfloat16")
+masks = model(images)                          # uint8 [b, h, w, 3] RGB of any size -> uint8 [b, h, w]
+
+python loader.py BUNDLE IMAGE.npy [MASK.npy]   # the same for one image, [h, w, 3]
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+
+_TYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jax.numpy.bfloat16)}
+
+
+class Model:
+    """A bundle's model. `classes` are its classes' names, `palette` their colours, uint8 `[k, 3]`."""
+
+    def __init__(self, folder, dtype):
+        files = json.loads((Path(folder) / "manifest.json").read_text())["variants"].get(dtype)
+        if files is None:
+            raise ValueError(f"{folder}: has no {dtype} variant")
+        self.manifest = verify(folder, ["labels.json", files["program"], files["weights"]])
+        table = json.loads((Path(folder) / "labels.json").read_text())
+        self.classes, self.palette = table["classes"], np.array(table["palette"], np.uint8)
+        self.scale = self.manifest["input"]["scale"]
+        self._weights = jax.device_put(_read_weights(Path(folder) / files["weights"]))
+        program = export.deserialize(bytearray((Path(folder) / files["program"]).read_bytes()))
+        self._run = jax.jit(lambda output, *arguments: program.call(*arguments)[output], static_argnums=0)
+
+    def __call__(self, images, logits=False):
+        """Masks `[b, h, w]`, or their float32 logits `[b, h, w, k]`. Sizes compile in steps of 32."""
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
+            raise ValueError(f"images {images.dtype} {images.shape}: want uint8 [b, h, w, 3]")
+        (height, width), given, places = images.shape[1:3], self.manifest["input"], []
+        for axis in (1, 2):  # to the model's scale; and where the pixels that are asked for lie there
+            length = images.shape[axis]
+            images = _rescale(images, axis, *self.scale)
+            pixels = np.arange(-(-length // 32) * 32, dtype=np.float32)
+            places.append((pixels + 0.5) * np.float32(images.shape[axis] / length) - np.float32(0.5))
+        m, extra = given["multiple"], given["extra"]
+        sides = [max(1, -(-(side - extra) // m)) * m + extra for side in images.shape[1:3]]
+        padded = np.tile(np.array(given["padding"], np.uint8), (len(images), *sides, 1))
+        padded[:, : images.shape[1], : images.shape[2]] = images
+        return np.asarray(self._run(int(logits), self._weights, padded, *places))[:, :height, :width]
+
+
+def load(folder, dtype="float32"):
+    """The `Model` of a bundle. ValueError: no such variant, or a file is not the one that was exported."""
+    return Model(folder, dtype)
+
+
+def verify(folder, names=None):
+    """The manifest of a bundle, once these files (None: all) have the hashes that it tells."""
+    root = Path(folder).resolve()
+    manifest = json.loads((root / "manifest.json").read_text())
+    for name in names or manifest["files"]:
+        path, told = (root / name).resolve(), manifest["files"].get(name, {}).get("sha256")
+        if not path.is_relative_to(root) or hashlib.sha256(path.read_bytes()).hexdigest() != told:
+            raise ValueError(f"{folder}: {name} is not the file that was exported; export or copy it again")
+    return manifest
+
+
+def _read_weights(path):  # .safetensors: the length of a JSON header, the header, the arrays' bytes
+    data, weights = path.read_bytes(), {}
+    start = 8 + int.from_bytes(data[:8], "little")
+    for name, leaf in json.loads(data[8:start]).items():
+        if name != "__metadata__":
+            part = data[slice(*(start + at for at in leaf["data_offsets"]))]
+            weights[name] = np.frombuffer(part, _TYPES[leaf["dtype"]]).reshape(leaf["shape"])
+    return weights
+
+
+def _rescale(
+    images, axis, p, q
+):  # by p / q, as areas: averages where it shrinks, interpolates where it grows
+    n = images.shape[axis]
+    if p == q:
+        return images
+    out, pixel = np.arange(max(1, -(-(2 * n * p - q) // (2 * q))))[:, None], np.arange(n)
+    areas = np.minimum(pixel + 1, (out + 1) * q / p) - np.maximum(pixel, out * q / p)
+    between = 1 - abs(np.clip((out + 0.5) * q / p - 0.5, 0, n - 1) - pixel)
+    weights = np.maximum(areas if p < q else between, 0)
+    scaled = np.tensordot(weights / weights.sum(1, keepdims=True), images, (1, axis))
+    return np.rint(np.moveaxis(scaled, 0, axis)).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    model, image = load(sys.argv[1]), np.load(sys.argv[2], allow_pickle=False)
+    mask = model(image[None])[0]
+    print(", ".join(f"{model.classes[k]} {np.mean(mask == k):.1%}" for k in np.unique(mask)))
+    if sys.argv[3:]:
+        with Path(sys.argv[3]).open("xb") as file:  # never in place of a file that is there
+            np.save(file, mask)
