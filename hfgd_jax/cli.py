@@ -1,11 +1,12 @@
 """What every command shares: flags in, one line and an exit code out when the user is wrong."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from hfgd_jax.errors import UserError
+from hfgd_jax.errors import StuckError, UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -46,6 +47,10 @@ def run(
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
             return main(argv)
+        except StuckError as error:
+            code = fail(error)
+            leave(code)
+            os._exit(code)  # an exit in good order would wait for the thread that is stuck
         except UserError as error:
             code = fail(error)
         except KeyboardInterrupt:

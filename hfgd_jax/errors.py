@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 
 class UserError(ValueError):
@@ -6,4 +6,11 @@ class UserError(ValueError):
 
     Commands print it without a traceback and exit with code 2. It takes one string, so that it can be
     pickled between data workers.
+    """
+
+
+class StuckError(UserError):
+    """Something that does not come to an end: a thread that no orderly exit can wait for.
+
+    Commands print it and leave at once, with exit code 2.
     """

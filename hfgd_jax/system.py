@@ -104,12 +104,12 @@ def initial_state(
 ) -> tuple[TrainState, str]:
     """The state to start from, on the mesh, and a sentence on where it comes from.
 
-    Precedence: the run's own latest checkpoint; else `model.backbone.weights`; else random weights.
+    Precedence: the run's own latest checkpoint that is whole; else `model.backbone.weights`; else random weights.
     """
     abstract = abstract_state(system)
-    step = restore_from.latest_step() if restore_from else None
-    if step is not None:
-        model, training = restore_from.restore(step, abstract.model, abstract.training)
+    found = restore_from.resume(abstract.model, abstract.training) if restore_from else None
+    if found is not None:
+        step, model, training = found
         return TrainState(**model, **training), f"resumed from the checkpoint of step {step}"
     # Random numbers are drawn once: on a CPU, compiling the drawing well takes longer than drawing.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
@@ -171,11 +171,9 @@ def load(config: ConfigDict, workdir: str, which: str) -> tuple[System, dict[str
         which: `latest`, `best` or a step.
 
     Raises:
-        UserError: no such checkpoint, or one of another model.
+        UserError: no such checkpoint, one of another model, or a damaged one (see `restore_model`).
     """
     system = build(config)
     saved = checkpoints.Checkpoints(workdir, read_only=True)
-    step, variables = saved.restore_model(which, abstract_state(system).model)
-    table = saved.table(which)
-    saved.close()
+    step, variables, table = saved.restore_model(which, abstract_state(system).model)
     return system, variables, step, table
