@@ -19,7 +19,8 @@ from absl import flags
 from hfgd_jax import main
 for argv in json.loads(sys.argv[1]):
     if not os.fork():
-        rest = flags.FLAGS(main.with_saved_config(argv))
+        sys.argv = argv = main.with_saved_config(argv)  # ml_collections reads overrides from there
+        rest = flags.FLAGS(argv)
         assert rest == argv[:1], rest
         given = {n: flags.FLAGS[n].value for n in flags.FLAGS if flags.FLAGS[n].present}
         print(json.dumps({n: v for n, v in given.items() if isinstance(v, str | int)}), flush=True)

@@ -1,0 +1,167 @@
+# shellcheck shell=bash
+# What the TPU launchers share; read by them, not run. Settings are environment variables.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+archive=${XDG_CACHE_HOME:-$HOME/.cache}/hfgd_jax/code.tar.gz
+dry=
+main_arguments=()
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# need NAME EXAMPLE: refuses a missing setting by its name.
+need() {
+    [[ -n ${!1:-} ]] || fail "$1 is not set; for instance: export $1=$2"
+}
+
+# One shell word, quoted only where it must be.
+quoted() {
+    if [[ $1 =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then printf %s "$1"; else printf %s "${1@Q}"; fi
+}
+
+# A command line that can be pasted.
+line() {
+    local word out=
+    for word in "$@"; do out+="$(quoted "$word") "; done
+    printf '%s\n' "${out% }"
+}
+
+# Runs a command, or prints it with --dry-run.
+run() {
+    if [[ -n $dry ]]; then line "$@"; else "$@"; fi
+}
+
+# usage FILE: the comment at its head.
+usage() {
+    sed -n '2,/^[^#]/{/^#/!d;s/^# \{0,1\}//;p}' "$1"
+}
+
+# Devices that JAX sees on a TPU of that type: named by cores up to v5p, by chips for v5e and v6e; from v4 on
+# the two cores of a chip are one device.
+devices_of() {
+    local number=${1##*-}
+    [[ $number =~ ^[0-9]+$ ]] || fail "ACCELERATOR_TYPE=$1: want a type that ends in its size, such as v5litepod-16"
+    case $1 in
+        v4-* | v5p-*) echo $((number / 2)) ;;
+        *) echo "$number" ;;
+    esac
+}
+
+# Splits "[--dry-run] COMMAND [-- ARGUMENTS]" into dry, command and main_arguments; shows the help of $0.
+parse() {
+    command=
+    while (($#)); do
+        case $1 in
+            --) shift && main_arguments=("$@") && break ;;
+            --dry-run) dry=1 ;;
+            -h | --help) usage "$0" && exit 0 ;;
+            -*) fail "$1: unknown option; hfgd_jax.main's flags go after --" ;;
+            *)
+                [[ -z $command ]] || fail "$1: one command at a time; hfgd_jax.main's flags go after --"
+                command=$1
+                ;;
+        esac
+        shift
+    done
+    [[ -n $command ]] || fail "no command; see $(basename "$0") --help"
+}
+
+# The gcloud words that say which TPU: its place, after its name.
+place() {
+    need ZONE us-west4-a
+    where=(--zone="$ZONE")
+    [[ -z ${PROJECT:-} ]] || where+=(--project="$PROJECT")
+}
+
+# Fills `arguments` with what hfgd_jax.main gets: our settings, then the user's own words.
+compose() {
+    ((${#main_arguments[@]})) || fail "nothing to run: put hfgd_jax.main's flags after --, such as -- --config=configs/demo.py"
+    need ACCELERATOR_TYPE v5litepod-16
+    need WORKDIR gs://my-bucket/runs/first
+    arguments=(--cluster=tpu "--expect_devices=${EXPECT_DEVICES:-$(devices_of "$ACCELERATOR_TYPE")}" "--workdir=$WORKDIR")
+    [[ -z ${DATA_DIR:-} ]] || arguments+=("--config.data.data_dir=$DATA_DIR")
+    arguments+=("${main_arguments[@]}")
+}
+
+# The settings that on_host.sh reads, as NAME=VALUE words.
+host_settings() {
+    local name
+    for name in DATA_SOURCE DATA_DIR DATA_HOW RESTARTS STOP_TIMEOUT HOST_PYTHON; do
+        [[ -z ${!name:-} ]] || printf '%s=%s ' "$name" "$(quoted "${!name}")"
+    done
+}
+
+check_data() {
+    [[ -z ${DATA_SOURCE:-} || ${DATA_SOURCE} == gs://* ]] || fail "DATA_SOURCE=$DATA_SOURCE: want gs://BUCKET/FOLDER"
+    [[ -z ${DATA_SOURCE:-} || -n ${DATA_DIR:-} ]] || fail "DATA_DIR is not set: where is $DATA_SOURCE to be on each host? For instance: export DATA_DIR=/tmp/data"
+    [[ ${DATA_HOW:-copy} =~ ^(copy|mount)$ ]] || fail "DATA_HOW=$DATA_HOW: want copy or mount"
+}
+
+# Packs what a host needs.
+pack() {
+    run mkdir -p "$(dirname "$archive")"
+    run tar -C "$root" --exclude=__pycache__ -czf "$archive" \
+        hfgd_jax configs launch pyproject.toml requirements.txt constraints.txt README.md LICENSE
+}
+
+# on_hosts WORKERS COMMAND...: a shell line on these workers of the TPU.
+on_hosts() {
+    local workers=$1
+    shift
+    run gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${where[@]}" --worker="$workers" --command="$*"
+}
+
+create_vm() {
+    local state=
+    need ACCELERATOR_TYPE v5litepod-8
+    need RUNTIME_VERSION v2-alpha-tpuv5-lite
+    local describe=(gcloud compute tpus tpu-vm describe "$TPU_NAME" "${where[@]}" '--format=value(state)')
+    if [[ -n $dry ]]; then
+        echo "# only where this finds none:"
+        line "${describe[@]}"
+    else
+        state=$("${describe[@]}" 2>/dev/null) || state=
+    fi
+    case $state in
+        READY) echo "$TPU_NAME is there: reused" && return 0 ;;
+        "") ;;
+        *) fail "$TPU_NAME is $state; wait, or remove it first: $(basename "$0") delete" ;;
+    esac
+    local spot=()
+    [[ -z ${SPOT:-} ]] || spot=(--spot)
+    run gcloud compute tpus tpu-vm create "$TPU_NAME" "${where[@]}" --accelerator-type="$ACCELERATOR_TYPE" \
+        --version="$RUNTIME_VERSION" "${spot[@]}"
+}
+
+install_hosts() {
+    check_data
+    pack
+    run gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:hfgd_jax.tar.gz" "${where[@]}" --worker="$1"
+    on_hosts "$1" "mkdir -p hfgd_jax && tar -xzf hfgd_jax.tar.gz -C hfgd_jax &&" \
+        "$(host_settings)bash hfgd_jax/launch/on_host.sh install &&" \
+        "$(host_settings)bash hfgd_jax/launch/on_host.sh data"
+}
+
+start_hosts() {
+    check_data
+    compose
+    on_hosts "$1" "$(host_settings)bash hfgd_jax/launch/on_host.sh start -- $(line "${arguments[@]}")"
+}
+
+# by_ssh WORKERS: does $command on a TPU whose hosts are reached by ssh; WORKERS as gcloud's --worker.
+by_ssh() {
+    need TPU_NAME my-tpu
+    place
+    case $command in
+        create) create_vm ;;
+        install) install_hosts "$1" ;;
+        start) start_hosts "$1" ;;
+        up) compose && create_vm && install_hosts "$1" && start_hosts "$1" ;;
+        status | stop) on_hosts "$1" "$(host_settings)bash hfgd_jax/launch/on_host.sh $command" ;;
+        logs) on_hosts "${WORKER:-0}" "bash hfgd_jax/launch/on_host.sh logs" ;;
+        delete) run gcloud compute tpus tpu-vm delete "$TPU_NAME" "${where[@]}" ;;
+        *) fail "$command: want create, install, start, up, status, logs, stop or delete" ;;
+    esac
+}
