@@ -193,8 +193,8 @@ class Checkpoints:
     def _too_long(self, step: int | None) -> str:
         return (
             f"config.checkpoint.timeout={self.timeout:g}: the save of step {step} to {self.workdir} took "
-            f"longer; checkpoints that are whole: {[s for s in self._steps('checkpoints') if s != step]}. See to the "
-            "storage, or allow more seconds, and run the same command again"
+            f"longer; checkpoints that are whole: {[s for s in self._steps('checkpoints') if s != step]}. "
+            "See to the storage, or allow more seconds, and run the same command again"
         )
 
     @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """One checkpoint as it lies in its folder: sealed when it is written, checked whenever it is read.
 
-`meta` lists each array's shape, type and fingerprint, and carries a digest of itself. Reading needs no barrier:
-each process reads what its devices hold, then all agree on what came of it, so that one that cannot read never
-leaves the others waiting.
+`meta` lists each array's shape, type and fingerprint, and carries a digest of itself. Reading needs no
+barrier: each process reads what its devices hold, then all agree on what came of it, so that one that
+cannot read never leaves the others waiting.
 """
 
 import hashlib
@@ -139,10 +139,9 @@ def _agree(folder: epath.Path, problem: UserError | None) -> None:
     if problem is not None and kind == worst:
         raise problem
     if worst:
-        process = int(kinds.argmax())
-        raise (DamagedError if worst == 1 else UserError)(
-            f"checkpoint {folder}: process {process} {'cannot read it' if worst == 1 else 'wants another model'}"
-        )
+        what = "cannot read it" if worst == 1 else "wants another model"
+        kind_of_all = DamagedError if worst == 1 else UserError
+        raise kind_of_all(f"checkpoint {folder}: process {int(kinds.argmax())} {what}")
 
 
 def _kinds(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:

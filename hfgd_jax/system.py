@@ -104,7 +104,8 @@ def initial_state(
 ) -> tuple[TrainState, str]:
     """The state to start from, on the mesh, and a sentence on where it comes from.
 
-    Precedence: the run's own latest checkpoint that is whole; else `model.backbone.weights`; else random weights.
+    Precedence: the run's own latest checkpoint that is whole; else `model.backbone.weights`; else random
+    weights.
     """
     abstract = abstract_state(system)
     found = restore_from.resume(abstract.model, abstract.training) if restore_from else None
