@@ -171,6 +171,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 4,
+    workers: int = 0,
     skip_corrupt: bool = False,
 ) -> Batches:
     """Every record once, in a fixed order, on few canvas shapes; the same number of batches everywhere.
@@ -187,7 +188,8 @@ def eval_batches(
         scales: of the picture; each is one view.
         geometry: `align_corners` (canvas sides are 32k + 1) or `half_pixel` (32k).
         process_index, process_count: this process, and how many share the global batch.
-        threads: for decoding.
+        threads: for decoding, in this process and in each worker.
+        workers: processes that decode in place of this one (see `train_batches`).
         skip_corrupt: make an unreadable record an all-ignored one instead of raising.
 
     Returns:
@@ -207,7 +209,8 @@ def eval_batches(
     dataset = grain.MapDataset.source(mine).map(load).batch(len(rows))
     ahead = max(_EVAL_PREFETCH, threads) if len(scales) == 1 else _EVAL_PREFETCH  # views are large
     options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
-    return Batches(dataset.to_iter_dataset(options), len(plan))
+    # A worker more than there are batches would have nothing to do.
+    return Batches(_with_workers(dataset.to_iter_dataset(options), min(workers, len(plan))), len(plan))
 
 
 def _sizes(split: Split, skip_corrupt: bool) -> list[tuple[int, int]]:

@@ -1,5 +1,6 @@
 """Batches: determinism, resuming, sharing between processes, and each evaluation record exactly once."""
 
+import contextlib
 import itertools
 from collections import Counter
 
@@ -204,6 +205,37 @@ def test_each_record_once_and_as_many_batches_everywhere(camvid, shapes_dir, bat
             {k: np.concatenate([b[k] for b in step]) for k in whole[0]} for step in zip(*runs, strict=True)
         ]
         assert_same(whole, joined)
+
+
+def together(split, processes, **options):
+    """Each process's batches as `evaluate` gives them; all of their worker processes start at once."""
+    options = {"mean_pixel": MEAN, "threads": 1, "process_count": processes} | options
+    with contextlib.ExitStack() as stack:
+        runs = [
+            stack.enter_context(pipeline.eval_batches(split, process_index=p, **options))
+            for p in range(processes)
+        ]
+        steps = [[dict(batch) for batch in step] for step in zip(*runs, strict=True)]
+        assert {run.length for run in runs} == {len(steps)}
+    return steps
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("processes", "batch_size"), [(1, 3), (2, 6), (3, 3)])
+def test_each_record_once_from_worker_processes(camvid, processes, batch_size, workers):
+    """5 records of several sizes; a worker takes every second batch, or all of them."""
+    steps = together(camvid, processes, batch_size=batch_size, workers=workers)
+    index = np.concatenate([batch["index"] for step in steps for batch in step])
+    assert sorted(index[index >= 0]) == list(range(5))
+    for step, whole in zip(steps, evaluate(camvid, batch_size=batch_size), strict=True):
+        joined = [batch | dict(batch.pop("views")[-1]) for batch in step]
+        assert_same([whole], [{key: np.concatenate([b[key] for b in joined]) for key in whole}])
+
+
+def test_more_workers_than_batches(shapes_dir):
+    split = source.open_split(shapes_dir, "shapes", "val")
+    (batch,) = evaluate(split, batch_size=9, workers=3)
+    assert batch["index"].tolist() == [*range(8), -1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
