@@ -68,7 +68,7 @@ def test_the_five_commands(tmp_path, user_env):
         )
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         printed.append(done.stdout)
-    assert "no problems found" in printed[0]
+    assert printed[0].endswith("no problems found\nits config: configs/folder.py:classes=3,images=90x66\n")
     assert (tmp_path / "data" / "folder").is_dir()
     run = tmp_path / "runs" / "mine"
     with Image.open(run / "samples.png") as image:
@@ -116,11 +116,20 @@ def test_the_other_commands_have_valid_configs(command):
     configuration.validate(config_of(command))
 
 
+def test_what_the_five_commands_train_is_as_the_page_says():
+    config = config_of(COMMANDS[0][3])
+    configuration.validate(config)
+    assert f", {config.train.steps} steps." in TEXT and f"evaluates every {config.eval.every} steps" in TEXT
+    assert not config.model.backbone.weights and config.data.num_classes == 3
+    large = config_of(COMMANDS[2][0])
+    assert f"{large.train.steps} steps of {large.train.batch_size}" in TEXT
+
+
 def test_the_fields_of_the_text_are_valid():
     found = [x.replace('"', "") for x in re.findall(r"`(--config\.[\w.]+=[^`]+)`", TEXT)]
     assert len(found) >= 6
     for override in found:
-        config = config_of(["--config", "configs/folder.py:classes=3"])
+        config = config_of(COMMANDS[0][3])
         before = configuration.to_json(config)
         apply(config, override)
         configuration.validate(config)

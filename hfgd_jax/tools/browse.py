@@ -18,12 +18,13 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict, config_flags
 from PIL import Image, ImageDraw, ImageFont
 
-from hfgd_jax import cli
+from hfgd_jax import cli, storage
 from hfgd_jax import config as configuration
-from hfgd_jax.data import pipeline
+from hfgd_jax.data import augment, pipeline
 from hfgd_jax.data.labels import IGNORE, LabelTable
 from hfgd_jax.data.source import Split
 from hfgd_jax.errors import UserError
+from hfgd_jax.geometry import grid_size
 from hfgd_jax.models import backbones
 from hfgd_jax.render import legend, overlay, write_image
 from hfgd_jax.system import open_data
@@ -33,6 +34,7 @@ TITLES = ("record", "its label", "as the model sees it", "its label")
 
 _PANEL, _GAP, _TEXT, _LINE = 280, 10, 15, 24
 _PAPER, _INK, _FAINT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
+_PADDING = 0.15  # share of a crop from which on it is told
 _ALPHA, _HATCH = 0.6, 8  # weight of the classes' colours; pixels from one line to the next
 
 
@@ -157,6 +159,26 @@ def check_output(output: epath.Path, overwrite: bool) -> None:
         raise UserError(f"--output={output}: is there already; take another name, or --overwrite")
 
 
+def padding(config: ConfigDict, samples: Sequence[Sample]) -> str | None:
+    """What to say where crops are larger than most images: what fits; None where they are not.
+
+    The random scale is left out: what it makes smaller is meant to be.
+    """
+    crop, scale = tuple(config.data.crop), augment.as_fraction(config.data.input_scale)
+    sizes = [augment.scaled_size(sample.image.shape[:2], scale) for sample in samples]
+    height, width = (int(side) for side in np.median(sizes, axis=0))
+    inside = min(height, crop[0]) * min(width, crop[1])
+    share = 1 - inside / (crop[0] * crop[1])
+    whole = tuple(max(64, min(pair) // 32 * 32) for pair in zip((height, width), crop, strict=True))
+    fits = grid_size(whole, config.model.geometry)
+    if share < _PADDING or fits == crop:
+        return None
+    return (
+        f"note: {share:.0%} of a crop of {crop[1]}x{crop[0]} is padding, for the images are {width}x{height} "
+        f"(at data.input_scale={config.data.input_scale:g}); --config.data.crop='{fits}' fits"
+    )
+
+
 def define_flags() -> None:
     """The command's flags."""
     config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
@@ -170,7 +192,7 @@ def define_flags() -> None:
 def main(_: Sequence[str]) -> int:
     """Writes the picture and says where it is; returns the exit code."""
     values = flags.FLAGS
-    config, output = values.config, epath.Path(values.output)
+    config, output = values.config, storage.place(values.output, "--output")
     configuration.validate(config)
     check_output(output, values.overwrite)
     split = open_data(config, values.split or config.data.train_split)
@@ -187,6 +209,8 @@ def main(_: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"--output={output}: {error}") from error
     print(f"{len(samples)} samples of {split.dataset}/{split.split} in {output}")
+    if note := padding(config, samples):
+        print(note)
     return 0
 
 

@@ -24,8 +24,9 @@ from jaxtyping import Integer
 from hfgd_jax import cli
 from hfgd_jax.data import builders, source
 from hfgd_jax.data.builders import base, files, parallel
+from hfgd_jax.data.builders.folder import Folder
 from hfgd_jax.data.labels import IGNORE, LabelTable
-from hfgd_jax.errors import UserError
+from hfgd_jax.errors import UserError, escaped
 from hfgd_jax.tools import label_hints
 from hfgd_jax.tools.prepare import define_division_flags, division_options
 
@@ -253,6 +254,13 @@ def _watched(
         yield found
 
 
+def folder_config(reports: Sequence[SplitReport]) -> str:
+    """What `--config` is for a folder: the number of its classes and the most frequent size of its images."""
+    sizes = sum((report.sizes for report in reports), Counter())
+    (height, width), _ = sizes.most_common(1)[0]
+    return f"configs/folder.py:classes={reports[0].table.num_classes},images={width}x{height}"
+
+
 def define_flags() -> None:
     """The command's flags."""
     flags.DEFINE_enum("dataset", None, sorted(builders.BUILDERS), "Which data set.", required=True)
@@ -268,9 +276,11 @@ def main(argv: Sequence[str]) -> int:
     options = division_options()
     reports = check(values.dataset, data_dir=values.data_dir, raw=values.source, options=options)
     for report in reports:
-        print("\n".join(report.lines()))
+        print("\n".join(map(escaped, report.lines())))
     problems = sum(len(report.problems) for report in reports)
     print(f"{problems or 'no'} problem{'s' if problems != 1 else ''} found")
+    if values.dataset == Folder.NAME and not problems:
+        print(f"its config: {folder_config(reports)}")
     return 1 if problems else 0
 
 

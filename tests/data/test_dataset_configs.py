@@ -56,3 +56,37 @@ def test_tiny_is_on_the_embedded_data_set(name):
 def test_there_are_two_sizes_of_coco_stuff():
     with pytest.raises(UserError, match=r"size='20k'.*164k.*10k"):
         get_config("coco_stuff", "size=20k")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "crop", "scale"),
+    [
+        ("", (513, 513), 1.0),
+        ("images=480x360", (353, 481), 1.0),
+        ("images=480x360,backbone=swin_t", (352, 480), 1.0),
+        ("images=4000x3000", (513, 513), 0.256),
+        ("images=600x2000", (513, 289), 0.512),
+        ("images=480x360,small", (161, 225), 0.5),
+        ("images=3000x4000,small", (225, 161), 0.06),
+        ("images=40x30,small", (65, 65), 1.0),
+    ],
+)
+def test_crops_of_a_folder_fit_its_images(arguments, crop, scale):
+    config = get_config("folder", arguments)
+    configuration.validate(config)
+    assert tuple(config.data.crop) == crop and config.data.input_scale == scale
+
+
+@pytest.mark.parametrize("images", ["480", "480x", "0x360", "480X360", "480x360x3"])
+def test_sizes_of_images_that_are_none(images):
+    with pytest.raises(UserError, match=rf"images={images}': want WIDTHxHEIGHT"):
+        get_config("folder", f"images={images}")
+
+
+def test_a_small_run_needs_no_weights_and_takes_some():
+    config = get_config("folder", "small")
+    assert config.model.backbone.name == "resnet18" and not config.model.backbone.weights
+    assert config.train.dtype == "float32" and config.train.steps <= 300
+    config = get_config("folder", "small,weights=x.safetensors,backbone=convnext_a")
+    assert config.model.backbone.name == "convnext_a" and config.data.crop == (224, 224)
+    assert config.model.backbone.weights == "x.safetensors"

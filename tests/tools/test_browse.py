@@ -1,5 +1,6 @@
 """hfgd_jax.tools.browse: the samples are the run's own, and the sheet shows them."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -117,3 +118,17 @@ def test_the_command(camvid_dir, tmp_path, user_env):
     result = call()
     assert result.returncode == 2 and result.stderr.startswith("error: --output=")
     assert output.read_bytes() == before
+
+
+def test_crops_that_are_mostly_padding_are_told(camvid_dir):
+    """Records of 53x37, 41x61, 64x48 (twice), 97x33 and 40x40: 58x44 at the median."""
+    split = open_split(camvid_dir, "camvid", "train")
+    sample = browse.first_samples(config_of(camvid_dir), split, 6)
+    note = browse.padding(config_of(camvid_dir, crop=(129, 193)), sample)
+    assert note.startswith("note: 90% of a crop of 193x129 is padding, for the images are 58x44")
+    assert "--config.data.crop='(65, 65)' fits" in note
+    wide = [dataclasses.replace(x, image=np.zeros((200, 300, 3), np.uint8)) for x in sample]
+    fits = browse.padding(config_of(camvid_dir, crop=(257, 257)), wide)
+    assert "22% of a crop of 257x257" in fits and "crop='(193, 257)' fits" in fits
+    assert browse.padding(config_of(camvid_dir, crop=(193, 257)), wide) is None
+    assert browse.padding(config_of(camvid_dir, crop=(193, 257), input_scale=0.5), wide) is not None
