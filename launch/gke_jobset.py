@@ -92,13 +92,13 @@ def render(values: Mapping[str, str], arguments: Sequence[str]) -> str:
         arguments: the user's, for hfgd_jax.main.
     """
     own = [
-        *("--cluster=gke" if int(values["HOSTS"]) > 1 else "--cluster=auto",),
+        "--cluster=gke",
         f"--expect_devices={values['CHIPS']}",
         f"--workdir={values['WORKDIR']}",
-        f"--config.data.data_dir={values['DATA_DIR']}",
     ]
+    data = f"--config.data.data_dir={values['DATA_DIR']}"  # overrides stand after --config
     # Kubernetes itself replaces $(NAME) in arguments; $$ is a plain $.
-    words = [word.replace("$(", "$$(") for word in (*own, *arguments)]
+    words = [word.replace("$(", "$$(") for word in (*own, *arguments, data)]
     quoted = {name: value if name in NUMBERS else json.dumps(value) for name, value in values.items()}
     text = "\n".join(line for line in TEMPLATE.read_text().splitlines() if not line.startswith("#"))
     return string.Template(text).substitute(quoted, ARGUMENTS=json.dumps(words)) + "\n"

@@ -75,14 +75,14 @@ place() {
     [[ -z ${PROJECT:-} ]] || where+=(--project="$PROJECT")
 }
 
-# Fills `arguments` with what hfgd_jax.main gets: our settings, then the user's own words.
+# Fills `arguments` with what hfgd_jax.main gets: our settings and the user's words.
 compose() {
     ((${#main_arguments[@]})) || fail "nothing to run: put hfgd_jax.main's flags after --, such as -- --config=configs/demo.py"
     need ACCELERATOR_TYPE v5litepod-16
     need WORKDIR gs://my-bucket/runs/first
     arguments=(--cluster=tpu "--expect_devices=${EXPECT_DEVICES:-$(devices_of "$ACCELERATOR_TYPE")}" "--workdir=$WORKDIR")
-    [[ -z ${DATA_DIR:-} ]] || arguments+=("--config.data.data_dir=$DATA_DIR")
     arguments+=("${main_arguments[@]}")
+    [[ -z ${DATA_DIR:-} ]] || arguments+=("--config.data.data_dir=$DATA_DIR") # overrides stand after --config
 }
 
 # The settings that on_host.sh reads, as NAME=VALUE words.

@@ -41,7 +41,7 @@ def run(*words: Any, cwd: Path = ROOT, **env: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command, with these variables on top of a bare environment."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     done = subprocess.run(
-        list(map(str, words)), cwd=cwd, env=kept | env, capture_output=True, text=True, timeout=120
+        list(map(str, words)), cwd=cwd, env=kept | env, capture_output=True, text=True, timeout=60
     )
     return done.returncode, done.stdout, done.stderr
 

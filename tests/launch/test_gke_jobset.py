@@ -83,7 +83,7 @@ def test_hosts_of_a_slice(topology, chips, hosts):
 def test_any_argument_arrives_as_it_is():
     odd = ["--workdir=a: b # c", '--x="q"', "--y=$HOME", "--z={1}", "--v=$(NAME)"]
     args = _pod(_jobset(odd))["containers"][0]["args"]
-    assert args[-5:-1] == odd[:-1] and args[-1] == "--v=$$(NAME)"  # Kubernetes makes it $(NAME) again
+    assert args[-6:-2] == odd[:-1] and args[-2] == "--v=$$(NAME)"  # Kubernetes makes it $(NAME) again
 
 
 def test_the_schemas_refuse_what_is_wrong():
