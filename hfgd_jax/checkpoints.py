@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,9 +22,9 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from hfgd_jax import config as configuration
-from hfgd_jax import stored
+from hfgd_jax import storage, stored
 from hfgd_jax.data.labels import LabelTable
-from hfgd_jax.errors import StuckError, UserError
+from hfgd_jax.errors import StuckError, UserError, warn
 from hfgd_jax.stored import DamagedError, Tree
 
 _FOLDERS = ("checkpoints", "best")
@@ -64,7 +63,7 @@ class Checkpoints:
         timeout: float = 1800.0,
         read_only: bool = False,
     ):
-        self.workdir = epath.Path(workdir).expanduser().resolve()  # orbax wants it absolute
+        self.workdir = storage.absolute(epath.Path(workdir).expanduser())  # orbax wants it absolute
         self.timeout = timeout
         self._saves: dict[str, _Save] = {}
         self._best_mean_iou: float | None = None
@@ -277,7 +276,7 @@ class Checkpoints:
                 (self.workdir / folder / str(step)).rename(target)
             except OSError as error:
                 raise UserError(f"{reason}; and it cannot be moved to {target} ({error})") from error
-            _warn(f"{reason}; moved to {target}; {then}")
+            warn(f"{reason}; moved to {target}; {then}")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"moved {folder}/{step}")
         self._managers[folder].reload()
@@ -323,7 +322,7 @@ class Checkpoints:
                 continue
             for reason in damaged.values():
                 if jax.process_index() == 0:
-                    _warn(f"{reason}; taking step {candidate} instead")
+                    warn(f"{reason}; taking step {candidate} instead")
             table = LabelTable.from_json(json.dumps(stored.read_meta(path)["table"]))
             return candidate, items["model"], table
         others = "--checkpoint=latest" if which == "best" else "another --checkpoint"
@@ -343,10 +342,6 @@ def _of_process_0(numbers: list[int]) -> list[int]:
 
 def _reasons(damaged: Mapping[int, DamagedError]) -> str:
     return "; ".join(str(error) for error in damaged.values())
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def meta(step: int, config: ConfigDict, table: LabelTable, **more: Any) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """What every command shares: flags in, one line and an exit code out when the user is wrong."""
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from hfgd_jax.errors import StuckError, UserError
+from hfgd_jax.errors import StuckError, UserError, printable
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -50,6 +51,8 @@ def run(
         except StuckError as error:
             code = fail(error)
             leave(code)
+            for child in multiprocessing.active_children():
+                child.kill()
             os._exit(code)  # an exit in good order would wait for the thread that is stuck
         except UserError as error:
             code = fail(error)
@@ -71,7 +74,7 @@ def fail(error: BaseException) -> int:
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if "Traceback (most recent call last)" in message:  # ml_collections' report of what a config file raised
         message = message.strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    print("error: " + printable(message), file=sys.stderr, flush=True)
     return USER_ERROR
 
 

@@ -1,4 +1,7 @@
-"""The exceptions that a user is meant to read."""
+"""What a user is meant to read: the exceptions that end a command in one line, and warnings."""
+
+import sys
+import unicodedata
 
 
 class UserError(ValueError):
@@ -14,3 +17,23 @@ class StuckError(UserError):
 
     Commands print it and leave at once, with exit code 2.
     """
+
+
+def warn(text: str) -> None:
+    """A line on stderr about what needs no answer."""
+    print("warning: " + printable(text), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """The text on one line, escaped."""
+    return escaped(" ".join(text.split()))
+
+
+def escaped(text: str) -> str:
+    """The text with what a terminal would obey in place of showing it (newlines too) as escapes: `\\x1b`."""
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    obeyed = not character.isprintable() and unicodedata.category(character) != "Zs"
+    return character.encode("unicode_escape").decode() if obeyed else character

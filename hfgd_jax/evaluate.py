@@ -1,9 +1,10 @@
 """Scores of a model at the label's own resolution (spec 3): one checkpoint, several, or a run as it goes."""
 
+import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from jaxtyping import Int64, UInt8
 from ml_collections import ConfigDict
 
 from hfgd_jax import config as configuration
-from hfgd_jax import metrics, sharding
+from hfgd_jax import metrics, sharding, storage
 from hfgd_jax.checkpoints import Checkpoints
 from hfgd_jax.data import pipeline
 from hfgd_jax.data.source import Split
@@ -83,6 +84,7 @@ class Evaluator:
         mean_pixel: np.ndarray,
         should_stop: Callable[[], bool] = lambda: False,
         on_batch: Callable[[int], None] = lambda images: None,
+        paused: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> Scores | None:
         """Counts the whole split, each image once; None where stopped. The counts are of all processes.
 
@@ -92,18 +94,22 @@ class Evaluator:
             mean_pixel: `[3]` RGB 0-255, the padding.
             should_stop: asked before each batch.
             on_batch: told the number of this process's images done.
+            paused: a context for what may take long without a batch done: compiling, for one.
         """
         total = np.zeros((self.config.data.num_classes,) * 2, np.int64)
         details = Details(self.config.data.num_classes) if self.config.eval.details else None
         matrix, pixels, images, waiting = self._zero(), 0, 0, None
         # Whole on every device, once, so that no collective is left in the loop.
-        variables = sharding.gathered(self.mesh, variables)
-        with self._batches(split, mean_pixel) as batches:
+        with paused():
+            variables = sharding.gathered(self.mesh, variables)
+            source = self._batches(split, mean_pixel)
+        with source as batches:
             for batch in batches:
                 if should_stop():
                     return None
-                masks, label = self._predict(variables, batch)
-                matrix = self._count(matrix, label, masks)
+                with paused():
+                    masks, label = self._predict(variables, batch)
+                    matrix = self._count(matrix, label, masks)
                 if waiting:  # one batch late: the devices never wait for the host, nor run far ahead of it
                     _finish(details, *waiting)
                 waiting = masks, batch
@@ -142,6 +148,7 @@ class Evaluator:
             threads=self.config.data.threads,
             workers=self.config.data.workers,
             skip_corrupt=self.config.data.skip_corrupt,
+            timeout=float(self.config.data.timeout),
         )
 
     def _predict(self, variables: Variables, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
@@ -260,25 +267,18 @@ class _Judge:
             f"mIoU: {summary['mIoU'] or 0.0:.4f}"
         )
         if jax.process_index() == 0:
-            path = self.workdir / _RECORD
-            whole = not path.exists() or path.read_text().endswith("\n")  # not cut short by a kill
-            with path.open("a") as file:
-                file.write(
-                    ("" if whole else "\n") + json.dumps({"step": step} | self.settings | summary) + "\n"
-                )
+            lines = storage.Lines(self.workdir / _RECORD)
+            lines.add({"step": step} | self.settings | summary)
+            lines.flush()
         return step, summary
 
     def recorded(self) -> set[int]:
         """Steps that `evaluations.jsonl` has under these settings."""
-        path, steps = self.workdir / _RECORD, set()
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # cut short by a kill
-                continue
-            if all(record.get(key) == value for key, value in self.settings.items()):
-                steps.add(record["step"])
-        return steps
+        return {
+            record["step"]
+            for record in storage.records(self.workdir / _RECORD)
+            if all(record.get(key) == value for key, value in self.settings.items())
+        }
 
     def say(self, text: str) -> None:
         """A line of process 0."""

@@ -3,11 +3,11 @@
 `main` puts it on the command line where `--config` is left out.
 """
 
-from etils import epath
 from ml_collections import ConfigDict
 
-from hfgd_jax import config as configuration
+from hfgd_jax import storage
 from hfgd_jax.errors import UserError
+from hfgd_jax.workdir import read_config
 
 
 def get_config(workdir: str) -> ConfigDict:
@@ -16,7 +16,7 @@ def get_config(workdir: str) -> ConfigDict:
     Raises:
         UserError: no run there, or a config of another version.
     """
-    path = epath.Path(workdir) / "config.json"
-    if not path.exists():
+    config = read_config(storage.place(workdir, "--workdir", arrays=True))
+    if config is None:
         raise UserError(f"--workdir={workdir}: holds no run (no config.json); give --config")
-    return configuration.from_json(path.read_text())
+    return config

@@ -51,7 +51,8 @@ def read_meta(folder: epath.Path) -> dict[str, Any]:
         DamagedError: there is none, it cannot be read, or it has been changed.
     """
     try:
-        meta = ocp.JsonCheckpointHandler().restore(folder / "meta")
+        # Not through orbax, which starts JAX: the config in here may be what JAX is started with.
+        meta = json.loads((folder / "meta" / "metadata").read_text())
         digest, arrays = meta.pop("digest"), meta["arrays"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"checkpoint {folder} is damaged: meta: {_brief(error)}") from error
@@ -86,10 +87,9 @@ def read(folder: epath.Path, wanted: Mapping[str, Tree]) -> dict[str, Tree]:
         if found != meta["arrays"][f"{item}/{name}"]["fingerprint"]
     ]
     if wrong:
-        text = (
-            f"{_listed(wrong)} {'is' if len(wrong) == 1 else 'are'} not what was saved (fingerprints differ)"
+        problem = DamagedError(
+            f"checkpoint {folder} is damaged: not what was saved (fingerprints differ): {_listed(wrong)}"
         )
-        problem = DamagedError(f"checkpoint {folder} is damaged: {text}")
     _agree(folder, problem)
     return items
 

@@ -13,22 +13,17 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hfgd_jax import checkpoints, distributed, losses, macs, optim, render, sharding
+from hfgd_jax import checkpoints, distributed, losses, macs, optim, render, sharding, storage
 from hfgd_jax import config as configuration
 from hfgd_jax.data import pipeline
 from hfgd_jax.data.source import CorruptRecordError
 from hfgd_jax.errors import UserError
 from hfgd_jax.evaluate import Evaluator
-from hfgd_jax.progress import RunLog, Stopwatch, duration, write_atomically
+from hfgd_jax.heartbeat import Heartbeat
+from hfgd_jax.progress import RunLog, Stopwatch, duration
 from hfgd_jax.signals import Stop
 from hfgd_jax.system import System, TrainState, abstract_state, balanced, build, initial_state, open_data
-
-# What may change when a run goes on: it alters speed, place or reporting, never the weights.
-RESUMABLE = (
-    *("data.data_dir", "data.threads", "data.workers", "data.prefetch", "data.timeout", "data.eval_split"),
-    *("train.log_every", "train.heartbeat", "model.backbone.remat"),
-)
-RESUMABLE_GROUPS = ("eval.", "checkpoint.", "mesh.")
+from hfgd_jax.workdir import check_workdir, failing_in_one_line
 
 
 def make_gradient(system: System) -> Callable[..., tuple[Any, tuple[dict, Any]]]:
@@ -101,25 +96,6 @@ def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainS
     return train_step
 
 
-def check_workdir(workdir: epath.Path, config: ConfigDict) -> None:
-    """Makes sure that the workdir is free or this run's; writes nothing.
-
-    Raises:
-        UserError: it holds another run (the differing fields are named), or checkpoints of no known run.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        other = configuration.differences(configuration.from_json(path.read_text()), config)
-        other = [d for d in other if not d.startswith(RESUMABLE_GROUPS) and d.split(":")[0] not in RESUMABLE]
-        if other:
-            raise UserError(
-                f"--workdir={workdir}: holds another run; these fields differ (there -> here): "
-                f"{'; '.join(other)}. Use another --workdir, or that run's config"
-            )
-    elif any((workdir / "checkpoints").glob("[0-9]*")):
-        raise UserError(f"--workdir={workdir}: has checkpoints but no config.json; use another --workdir")
-
-
 class Loop:
     """One training run in one workdir."""
 
@@ -136,24 +112,31 @@ class Loop:
         self.eval_split = open_data(config, config.data.eval_split)
         check_workdir(self.workdir, config)
         self.system = balanced(self.system, self.train_split)
-        self.saved = checkpoints.Checkpoints(self.workdir, keep=config.checkpoint.keep)
+        self.saved = checkpoints.Checkpoints(
+            self.workdir, keep=config.checkpoint.keep, timeout=config.checkpoint.timeout
+        )
         self.state, self.origin = initial_state(self.system, self.saved)
         self.step = int(self.state.step)
         self.evaluator = Evaluator(self.system.model, config, self.system.mesh)
         self.log = RunLog(self.workdir, config.train.steps, step=self.step)
+        self.heart = Heartbeat(config.train.heartbeat, self.workdir)
         self.watch = Stopwatch()
         self.corrupt = 0
 
     def run(self) -> None:
         """Trains to `train.steps`, or until `stop`; evaluates and saves on the way."""
         try:
-            self._introduce()
-            if self.step and self._evaluation_due() and not self.log.recorded_evaluation(self.step):
-                self._evaluate()
-            if self.step < self.config.train.steps and not self.stop():
-                self._train()
-            self.saved.wait()
-            self._farewell()
+            with self.heart:
+                with self.heart.paused():
+                    self._introduce()
+                if self.step and self._evaluation_due() and not self.log.recorded_evaluation(self.step):
+                    self._evaluate()
+                if self.step < self.config.train.steps and not self.stop():
+                    self._train()
+                with self.heart.paused():
+                    self.saved.wait()
+                    self._tell_of_saves()
+                self._farewell()
         finally:
             self.log.close()
             self.saved.close()
@@ -220,11 +203,12 @@ class Loop:
     def _train(self) -> None:
         config, batches = self.config, self._batches()
         try:
-            batch, index = self._next(batches)
-            step_fn = self._compile(batch)
+            with self.heart.paused():
+                batch, index = self._next(batches)
+                step_fn = self._compile(batch)
             # Only now: a first try that fails (wrong weights, too large a crop) leaves the workdir free.
             if jax.process_index() == 0:
-                write_atomically(self.workdir / "config.json", configuration.to_json(config))
+                storage.write_atomically(self.workdir / "config.json", configuration.to_json(config))
             self.watch, previous = Stopwatch(self.step * config.train.batch_size), None
             while self.step < config.train.steps and not self.stop():
                 self.state, values = step_fn(self.state, batch)
@@ -254,6 +238,8 @@ class Loop:
             UserError: the loss or the gradient is not finite.
         """
         host = {key: float(value) for key, value in jax.device_get(values).items()}
+        self.heart.beat()
+        self._tell_of_saves(step)
         if not np.isfinite([host["loss"], host["gradient_norm"]]).all():
             records = ", ".join(self.train_split.record_id(int(i)) for i in index)
             raise UserError(
@@ -282,22 +268,35 @@ class Loop:
 
     def _save(self) -> None:
         start = time.perf_counter()
-        self.saved.save(self.step, self.state.model, self.state.training, self._meta())
+        with self.heart.paused():
+            self.log.flush()
+            self.saved.save(self.step, self.state.model, self.state.training, self._meta())
         self.watch.paused += time.perf_counter() - start
+
+    def _tell_of_saves(self, step: int | None = None) -> None:
+        """A record of a save that has reached the disk, at the step (None: the present one) that sees it."""
+        if seen := self.saved.finished():
+            self.log.record(self.step if step is None else step, seen)
 
     def _evaluate(self) -> None:
         start = time.perf_counter()
         scores = self.evaluator.score(
-            self.state.model, self.eval_split, self.system.mean_pixel, should_stop=self.stop
+            self.state.model,
+            self.eval_split,
+            self.system.mean_pixel,
+            should_stop=self.stop,
+            on_batch=lambda images: self.heart.beat(),
+            paused=self.heart.paused,
         )
         if scores is None:  # stopped: the evaluation is made up for on restart
             return
         summary = scores.summary(self.train_split.table.classes)
         self.log.evaluated(self.step, summary)
-        self._draw()
-        best = self.saved.best_mean_iou()
-        if best is None or (summary["mIoU"] or 0.0) > best:
-            self.saved.save_best(self.step, self.state.model, self._meta(mIoU=summary["mIoU"] or 0.0))
+        with self.heart.paused():
+            self._draw()
+            best = self.saved.best_mean_iou()
+            if best is None or (summary["mIoU"] or 0.0) > best:
+                self.saved.save_best(self.step, self.state.model, self._meta(mIoU=summary["mIoU"] or 0.0))
         spent = time.perf_counter() - start
         self.watch.paused += spent
         self.log.say(
@@ -325,7 +324,7 @@ class Loop:
             )
             folder = self.workdir / "images" / f"step_{self.step:08d}"
             folder.mkdir(parents=True, exist_ok=True)
-            render.write_image(folder / f"{example['id'].replace('/', '_')}.png", picture)
+            render.write_image(folder / f"{storage.file_name(example['id'])}.png", picture)
             self.log.picture(self.step, f"overlays/{example['id']}", picture)
 
     def _farewell(self) -> None:
@@ -384,6 +383,6 @@ def check_memory(compiled: Any, config: ConfigDict, mesh: Mesh) -> int:
 
 def run(config: ConfigDict, workdir: str) -> int:
     """Trains, or goes on training, in `workdir`; returns the exit code (0, or 128 + signal where stopped)."""
-    with Stop().listening() as stop:
+    with Stop().listening() as stop, failing_in_one_line(epath.Path(workdir)):
         Loop(config, workdir, stop).run()
     return stop.exit_code

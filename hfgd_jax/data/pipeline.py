@@ -10,6 +10,7 @@ data: threads, worker processes and prefetching.
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
@@ -18,28 +19,88 @@ import numpy as np
 from hfgd_jax.data import augment, buckets
 from hfgd_jax.data.labels import IGNORE
 from hfgd_jax.data.source import CorruptRecordError, Split
-from hfgd_jax.errors import UserError
+from hfgd_jax.errors import StuckError, UserError
 
 Batch = dict[str, np.ndarray]
 
 _END = 2**48  # samples; no run gets there
 _EVAL_PREFETCH = 2
+_CORRUPT_IN_A_ROW = 64  # records; what is spoilt here and there never comes to that
 
 
 class Batches(Iterator[Batch]):
-    """An iterator of batches that can be closed, early too; a context manager."""
+    """An iterator of batches that can be closed, early too; a context manager.
 
-    def __init__(self, dataset: grain.IterDataset, length: int | None = None) -> None:
-        self._iterator = iter(dataset)
-        self.length = length  # batches; None: endless
+    Args:
+        dataset: of batches.
+        split: that they come from.
+        length: how many there are; None: endless.
+        start: number of the first batch, for messages.
+        timeout: seconds that a batch may take; 0: for ever.
+
+    Raises:
+        StuckError: from `next`, where a batch takes longer.
+        UserError: from `next`, where a worker process has died, or nothing of the split can be read any more.
+    """
+
+    def __init__(
+        self,
+        dataset: grain.IterDataset,
+        split: Split,
+        *,
+        length: int | None = None,
+        start: int = 0,
+        timeout: float = 0.0,
+    ) -> None:
+        self._iterator, self._timeout = iter(dataset), timeout
+        self._name, self._number = f"data set {split.dataset!r}, split {split.split!r}", start
+        self._corrupt, self._most_corrupt = 0, min(len(split), _CORRUPT_IN_A_ROW)
+        # A thread of its own does the waiting, which nothing can break off.
+        self._thread, self._stuck = ThreadPoolExecutor(1, "batches"), False
+        self.length = length
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        coming = self._thread.submit(next, self._iterator, None)
+        try:
+            batch = coming.result(self._timeout or None)
+        except TimeoutError:
+            if coming.done():
+                raise
+            self._stuck = True
+            raise StuckError(
+                f"config.data.timeout={self._timeout:g}: {self._name}, batch {self._number}: no batch for so "
+                "many seconds; a worker or the disk hangs. See to it, or allow more seconds, and run the same "
+                "command again"
+            ) from None
+        except RuntimeError as error:
+            if "Worker process" not in str(error):
+                raise
+            raise UserError(
+                f"{self._name}, batch {self._number}: a data worker has died ({error}), most often for want "
+                "of memory; use fewer config.data.workers or a smaller config.data.prefetch"
+            ) from error
+        if batch is None:
+            raise StopIteration
+        self._number += 1
+        self._count_corrupt(batch)
+        return batch
+
+    def _count_corrupt(self, batch: Batch) -> None:
+        """Raises UserError where record after record is unreadable: then the files have gone."""
+        for corrupt in batch["corrupt"][batch["index"] >= 0]:
+            self._corrupt = self._corrupt + 1 if corrupt else 0
+        if self._most_corrupt and self._corrupt >= self._most_corrupt:
+            raise UserError(
+                f"{self._name}, batch {self._number - 1}: {self._corrupt} records one after the other cannot "
+                "be read, which is more than config.data.skip_corrupt is for; was the data set removed or cut "
+                "short?"
+            )
 
     def close(self) -> None:
-        """Stops threads and worker processes."""
+        """Stops threads and worker processes, unless they are stuck."""
+        self._thread.shutdown(wait=False)
         close = getattr(self._iterator, "close", None)
-        if close is not None:
+        if close is not None and not self._stuck:
             close()
 
     def __enter__(self) -> "Batches":
@@ -79,7 +140,7 @@ def train_batches(
 
     Raises:
         UserError: the split is empty or has no labels, or the batch cannot be shared out. From `next`, unless
-            `data_config.skip_corrupt`: a record cannot be read (CorruptRecordError names it).
+            `data_config.skip_corrupt`: a record cannot be read (CorruptRecordError names it). See also `Batches`.
     """
     rows = _rows(batch_size, process_index, process_count)
     if not split.labelled:
@@ -102,7 +163,8 @@ def train_batches(
     options = grain.ReadOptions(
         num_threads=data_config.threads, prefetch_buffer_size=max(data_config.prefetch, data_config.threads)
     )
-    return Batches(_with_workers(dataset.to_iter_dataset(options), data_config.workers))
+    dataset = _with_workers(dataset.to_iter_dataset(options), data_config.workers)
+    return Batches(dataset, split, start=start, timeout=float(data_config.timeout))
 
 
 def _with_workers(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
@@ -173,6 +235,7 @@ def eval_batches(
     threads: int = 4,
     workers: int = 0,
     skip_corrupt: bool = False,
+    timeout: float = 0.0,
 ) -> Batches:
     """Every record once, in a fixed order, on few canvas shapes; the same number of batches everywhere.
 
@@ -191,6 +254,7 @@ def eval_batches(
         threads: for decoding, in this process and in each worker.
         workers: processes that decode in place of this one (see `train_batches`).
         skip_corrupt: make an unreadable record an all-ignored one instead of raising.
+        timeout: seconds that a batch may take; 0: for ever.
 
     Returns:
         Dicts of `views`, a tuple with for each scale a dict of `image` uint8 `[b, H, W, 3]` and `image_size`
@@ -199,7 +263,8 @@ def eval_batches(
         and all ignored), `corrupt` bool `[b]`. The iterator's `length` is the number of batches.
 
     Raises:
-        UserError: the batch cannot be shared out. CorruptRecordError names an unreadable record.
+        UserError: the batch cannot be shared out; see also `Batches`. CorruptRecordError names an unreadable
+            record.
     """
     rows = _rows(batch_size, process_index, process_count)
     sizes = _sizes(split, skip_corrupt)
@@ -210,7 +275,8 @@ def eval_batches(
     ahead = max(_EVAL_PREFETCH, threads) if len(scales) == 1 else _EVAL_PREFETCH  # views are large
     options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
     # A worker more than there are batches would have nothing to do.
-    return Batches(_with_workers(dataset.to_iter_dataset(options), min(workers, len(plan))), len(plan))
+    dataset = _with_workers(dataset.to_iter_dataset(options), min(workers, len(plan)))
+    return Batches(dataset, split, length=len(plan), timeout=timeout)
 
 
 def _sizes(split: Split, skip_corrupt: bool) -> list[tuple[int, int]]:
