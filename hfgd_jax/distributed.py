@@ -40,7 +40,6 @@ _EXPECT_DEVICES = flags.DEFINE_integer(
 )
 
 _GRACE = 3.0  # seconds that process 0, whom the others cannot do without, waits for them to fail as well
-_UNREACHABLE = 20  # seconds without a sign of life after which a process counts as dead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +158,7 @@ def _has_tpu() -> bool:
 
 def _initialize(here: Plan) -> None:
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=_UNREACHABLE, **here.arguments)
+        jax.distributed.initialize(**here.arguments)
     except (RuntimeError, ValueError) as error:
         if here.cluster == "tpu" and "coordinator_address should be defined" in str(error):
             return  # a TPU machine outside Cloud TPU: one process

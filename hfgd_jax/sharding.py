@@ -195,6 +195,11 @@ def local_copy(mesh: Mesh, tree: Tree) -> Tree:
     return jax.tree.map(lambda x: x.addressable_data(0), gathered(mesh, tree))
 
 
+def along_batch(mesh: Mesh | AbstractMesh, x: jax.Array) -> jax.Array:
+    """Within a compiled function: x, split along its first axis over the whole mesh, and along no other."""
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(AXES)))
+
+
 def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
     """Raises UserError where `batch_size` (the field `name`) does not divide evenly over the devices."""
     devices = mesh.size

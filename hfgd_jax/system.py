@@ -1,6 +1,7 @@
 """What a config stands for: model, optimizer, mesh, the state to start from, and the data."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -70,11 +71,13 @@ def build(config: ConfigDict, mesh: Mesh | AbstractMesh | None = None) -> System
         UserError: the config is not valid here.
     """
     configuration.validate(config)
-    model = build_model(config.model, config.data.num_classes, jnp.dtype(config.train.dtype))
+    mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
+    dtype = jnp.dtype(config.train.dtype)
+    constrain = functools.partial(sharding.along_batch, mesh) if config.mesh.constrain_decoder else None
     return System(
         config,
-        sharding.make_mesh(config.mesh) if mesh is None else mesh,
-        model,
+        mesh,
+        build_model(config.model, config.data.num_classes, dtype, constrain),
         optim.make_optimizer(config.optim, config.train.steps),
     )
 

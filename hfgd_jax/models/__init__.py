@@ -1,8 +1,10 @@
 """The model: `build_model` reads a configuration and gives a `Segmenter`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from hfgd_jax.models.attention import AxialAttention
@@ -17,13 +19,19 @@ from hfgd_jax.models.upsamplers import UPSAMPLERS
 __all__ = ["BACKBONES", "CONTEXTS", "UPSAMPLERS", "Outputs", "Segmenter", "build_model"]
 
 
-def build_model(model_config: ConfigDict, num_classes: int, dtype: Any) -> Segmenter:
+def build_model(
+    model_config: ConfigDict,
+    num_classes: int,
+    dtype: Any,
+    constrain: Callable[[Array], Array] | None = None,
+) -> Segmenter:
     """The model of a validated configuration; nothing is computed yet.
 
     Args:
         model_config: `config.model`.
         num_classes: classes of the data set.
         dtype: of the computation, such as "bfloat16"; parameters, statistics and outputs are float32.
+        constrain: see `Segmenter`.
     """
     m, guidance, dtype = model_config, model_config.guidance, jnp.dtype(dtype)
     backbone = BACKBONES[m.backbone.name]
@@ -48,6 +56,7 @@ def build_model(model_config: ConfigDict, num_classes: int, dtype: Any) -> Segme
             multi_grid=m.backbone.multi_grid,
             drop_path=backbone.drop_path if m.backbone.drop_path < 0 else m.backbone.drop_path,
             scan_blocks=m.backbone.scan_blocks,
+            remat=m.backbone.remat,
             decay=m.batch_norm_decay,
             dtype=dtype,
         ),
@@ -67,4 +76,5 @@ def build_model(model_config: ConfigDict, num_classes: int, dtype: Any) -> Segme
         geometry=m.geometry,
         mean=mean,
         std=std,
+        constrain=constrain,
     )

@@ -6,6 +6,7 @@ f4, f8, f16, high -> upsampler -> axial attention -> low -> tokens -> logits    
 ```
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -61,6 +62,8 @@ class Segmenter(nn.Module):
         probe_stop_gradient: the probe's loss stops at the backbone.
         geometry: of the grid that images are padded to.
         mean, std: of RGB 0-255, as the backbone's weights expect.
+        constrain: in training, what says to the compiler where the decoder's features are to lie; None
+            leaves that to it.
     """
 
     backbone: nn.Module
@@ -76,6 +79,7 @@ class Segmenter(nn.Module):
     geometry: Geometry
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    constrain: Callable[[Array], Array] | None = None
 
     def __call__(
         self,
@@ -97,9 +101,11 @@ class Segmenter(nn.Module):
             high, car_features, region_logits = self.context(f32, train)
             pyramid[32] = high
 
-        low = self.upsampler(stop_gradient(pyramid) if self.protect else pyramid, train)
+        constrain = self.constrain if train and self.constrain and not self.is_initializing() else _as_it_is
+        pyramid = {level: constrain(feature) for level, feature in pyramid.items()}
+        low = constrain(self.upsampler(stop_gradient(pyramid) if self.protect else pyramid, train))
         if self.axial_attention is not None:
-            low = self.axial_attention(low, train)
+            low = constrain(self.axial_attention(low, train))
 
         tokens = self.class_tokens()
         frozen = self.share_tokens and self.freeze_tokens
@@ -124,3 +130,7 @@ class Segmenter(nn.Module):
         """Normalises, then pads with zero, which is the mean pixel."""
         x = (images.astype(jnp.float32) - jnp.asarray(self.mean)) / jnp.asarray(self.std)
         return pad_to(x, grid_size(x.shape[1:3], self.geometry), 0.0)
+
+
+def _as_it_is(x: Array) -> Array:
+    return x

@@ -85,10 +85,11 @@ class Backbone(NamedTuple):
     """A registry entry.
 
     Attributes:
-        build: `(output_stride=, multi_grid=, drop_path=, scan_blocks=, decay=, dtype=) -> nn.Module`, all by
-            keyword, whose call takes normalised images `[B, H, W, 3]` of any size and `train`, and gives the
-            pyramid `{4, 8, 16, 32: [B, h, w, c]}`. Keys name the level; dilation changes the spatial stride,
-            not the key. `config.validate` refuses what a family does not have; its `build` ignores it.
+        build: `(output_stride=, multi_grid=, drop_path=, scan_blocks=, remat=, decay=, dtype=) -> nn.Module`,
+            all by keyword, whose call takes normalised images `[B, H, W, 3]` of any size and `train`, and
+            gives the pyramid `{4, 8, 16, 32: [B, h, w, c]}`. Keys name the level; dilation changes the
+            spatial stride, not the key. `config.validate` refuses what a family does not have; its `build`
+            ignores it.
         channels: of each level.
         normalization: mean and standard deviation of RGB 0-255 that the weights expect.
         namings: `() -> ` the namings that files of its weights come in, the exported default first.

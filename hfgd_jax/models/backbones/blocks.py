@@ -17,6 +17,7 @@ def run_blocks(
     inputs: Any = None,
     *,
     scan: bool = False,
+    remat: bool = False,
 ) -> Float[Array, "b h w c"]:
     """The blocks `names` of `parent`, to be called within its compact `__call__`.
 
@@ -33,16 +34,22 @@ def run_blocks(
         inputs: arrays with a leading axis of `len(names)`, in any tree: block i gets their i-th element.
             None: every block gets None.
         scan: see above. Without effect where nothing is repeated, and while parameters are created.
+        remat: the backward pass keeps a block's input alone, and computes the rest of it again.
     """
     repeats = len(names) // len(makers)
     done = 0
     if scan and repeats > 1 and not parent.is_initializing():
         done = repeats * len(makers)
-        x = _scan(parent, makers, names[:done], x, jax.tree.map(lambda v: v[:done], inputs))
+        x = _scan(parent, makers, names[:done], x, jax.tree.map(lambda v: v[:done], inputs), remat)
+    call = nn.remat(_call) if remat else _call
     for i in range(done, len(names)):
         block = makers[i % len(makers)](name=names[i])
-        x = block(x, jax.tree.map(lambda v, i=i: v[i], inputs))
+        x = call(block, x, jax.tree.map(lambda v, i=i: v[i], inputs))
     return x
+
+
+def _call(block: nn.Module, x: Array, value: Any) -> Array:
+    return block(x, value)
 
 
 def _scan(
@@ -51,6 +58,7 @@ def _scan(
     names: Sequence[str],
     x: Float[Array, "b h w c"],
     inputs: Any,
+    remat: bool,
 ) -> Float[Array, "b h w c"]:
     params, period = parent.variables["params"], len(makers)
     blocks = [make(parent=None) for make in makers]
@@ -65,4 +73,4 @@ def _scan(
             x = block.apply({"params": weight}, x, value)
         return x, None
 
-    return jax.lax.scan(repetition, x, (weights, given))[0]
+    return jax.lax.scan(jax.checkpoint(repetition) if remat else repetition, x, (weights, given))[0]

@@ -88,6 +88,7 @@ class ConvNeXt(nn.Module):
         drop_path: stochastic depth's rate of the last block, in training; earlier ones rise linearly from
             0. Above 0 training needs an rng `stochastic`.
         scan_blocks: the blocks of a stage are compiled once (`blocks.run_blocks`).
+        remat: blocks are computed again in the backward pass (`blocks.run_blocks`).
         dtype: of the computation and the features.
     """
 
@@ -96,6 +97,7 @@ class ConvNeXt(nn.Module):
     output_stride: int = 32
     drop_path: float = 0.0
     scan_blocks: bool = False
+    remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -114,7 +116,7 @@ class ConvNeXt(nn.Module):
             names = [f"stage{stage}_{i}" for i in range(depth)]
             drops = draw(self, rates[done : done + depth], train)
             block = partial(Block, rate, self.dtype)
-            x = run_blocks(self, [block], names, x, drops, scan=self.scan_blocks)
+            x = run_blocks(self, [block], names, x, drops, scan=self.scan_blocks, remat=self.remat)
             level, done = 2 << stage, done + depth
             pyramid[level] = norm(name=f"norm_{level}")(x)
         return pyramid
@@ -249,13 +251,14 @@ def build(
     multi_grid: bool = False,
     drop_path: float = 0.0,
     scan_blocks: bool = False,
+    remat: bool = False,
     decay: float = 0.9997,
     dtype: Any = jnp.float32,
 ) -> ConvNeXt:
     """The network of a key of `VARIANTS`; ConvNeXt has no multi-grid and no batch normalisation."""
     del multi_grid, decay
     depths, widths, _ = VARIANTS[name]
-    return ConvNeXt(depths, widths, output_stride, drop_path, scan_blocks, dtype)
+    return ConvNeXt(depths, widths, output_stride, drop_path, scan_blocks, remat, dtype)
 
 
 def entry(name: str) -> Backbone:

@@ -95,6 +95,7 @@ class ResNet(nn.Module):
         output_stride: 32, 16 or 8, of the last level.
         multi_grid: see above.
         decay: of the batch normalisation.
+        remat: the backward pass keeps a block's input alone, and computes the rest of it again.
         dtype: of the computation and the features.
     """
 
@@ -102,14 +103,16 @@ class ResNet(nn.Module):
     output_stride: int = 32
     multi_grid: bool = False
     decay: float = 0.9997
+    remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b h w c"]]:
         x, pyramid = max_pool(self._stem(images, train)), {}
+        block = nn.remat(Block, static_argnums=2) if self.remat else Block
         for stage, blocks in enumerate(self._plan()):
             for i, (stride, dilations) in enumerate(blocks):
-                x = Block(
+                x = block(
                     STAGE_CHANNELS[stage],
                     is_bottleneck(self.variant),
                     stride,
@@ -234,12 +237,13 @@ def build(
     multi_grid: bool = False,
     drop_path: float = 0.0,
     scan_blocks: bool = False,
+    remat: bool = False,
     decay: float = 0.9997,
     dtype: Any = jnp.float32,
 ) -> ResNet:
     """The network of a key of `DEPTHS`; ResNets have no stochastic depth and are not scanned."""
     del drop_path, scan_blocks
-    return ResNet(name, output_stride, multi_grid, decay, dtype)
+    return ResNet(name, output_stride, multi_grid, decay, remat, dtype)
 
 
 def entry(name: str) -> Backbone:

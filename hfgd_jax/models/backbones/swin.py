@@ -96,6 +96,7 @@ class Swin(nn.Module):
         window: side of a window.
         drop_path: rate of stochastic depth at the last block.
         scan_blocks: compile a stage's repeated pairs of blocks once; same parameters, same outputs.
+        remat: blocks are computed again in the backward pass (`blocks.run_blocks`).
         dtype: of the computation and the features.
     """
 
@@ -105,6 +106,7 @@ class Swin(nn.Module):
     window: int = VARIANTS["swin_t"].window
     drop_path: float = 0.0
     scan_blocks: bool = False
+    remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -120,7 +122,7 @@ class Swin(nn.Module):
             makers = [partial(Block, heads, self.window, s, self.dtype) for s in (0, self.window // 2)]
             names = [f"stage{stage + 1}_{i}" for i in range(depth)]
             drops, rates = draw(self, rates[:depth], train), rates[depth:]
-            x = run_blocks(self, makers, names, x, drops, scan=self.scan_blocks)
+            x = run_blocks(self, makers, names, x, drops, scan=self.scan_blocks, remat=self.remat)
             pyramid[PATCH << stage] = norm(name=f"norm_{PATCH << stage}")(x)
         return pyramid
 
@@ -266,12 +268,13 @@ def build(
     multi_grid: bool = False,
     drop_path: float = 0.0,
     scan_blocks: bool = False,
+    remat: bool = False,
     decay: float = 0.9997,
     dtype: Any = jnp.float32,
 ) -> Swin:
     """The network of a key of `VARIANTS`; Swin has no dilation and no batch normalisation."""
     del output_stride, multi_grid, decay
-    return Swin(*VARIANTS[name], drop_path=drop_path, scan_blocks=scan_blocks, dtype=dtype)
+    return Swin(*VARIANTS[name], drop_path=drop_path, scan_blocks=scan_blocks, remat=remat, dtype=dtype)
 
 
 def entry(name: str) -> Backbone:
