@@ -7,18 +7,19 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from hfgd_jax import render
+from hfgd_jax import render, storage
+from hfgd_jax.data import pictures
 from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.data.source import CorruptRecordError, Split
-from hfgd_jax.errors import UserError
+from hfgd_jax.errors import UserError, escaped
 
 Size = tuple[int, int]  # height, width
 
@@ -41,10 +42,10 @@ class Predictor(Protocol):
 class PredictReport:
     """What a run did."""
 
-    masks: tuple[Path, ...]  # files written, one an image
+    masks: tuple[epath.Path, ...]  # files written, one an image
     skipped: tuple[str, ...]  # `FILE: reason`, one an input that could not be read
     stopped: bool  # before the last image, by request
-    output: Path
+    output: epath.Path
 
     @property
     def exit_code(self) -> int:
@@ -78,20 +79,20 @@ class Source:
     told: str
     size: Callable[[], Size]
     read: Callable[[], UInt8[np.ndarray, "h w 3"]]
-    path: Path | None = None
+    path: epath.Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
     source: Source
-    mask: Path
-    overlay: Path
+    mask: epath.Path
+    overlay: epath.Path
 
 
 def run(
     predictor: Predictor,
     inputs: str | Split,
-    output: str | os.PathLike,
+    output: epath.PathLike,
     *,
     table: LabelTable,
     ids: Literal["train", "raw"] = "train",
@@ -112,7 +113,8 @@ def run(
         inputs: an image; a folder, whose images are taken without its subfolders; a glob (`**` for any
             depth); or a split of a data set, labelled or not, whose records' ids are the names. In folders
             and globs a file counts as an image by its suffix.
-        output: folder, made where missing. Files within its `masks` and `overlays` are never inputs.
+        output: folder, made where missing. Files within its `masks` and `overlays` are never inputs. Inputs
+            and output may lie in a bucket.
         table: the classes, their colours and their raw ids.
         ids: `raw` writes what a benchmark's server takes instead: `OUTPUT/masks/NAME_labelIds.png`, a grey
             PNG of the data set's own label ids.
@@ -125,7 +127,7 @@ def run(
         UserError: no image to be found at `inputs`, outputs that exist, or an output folder that cannot be
             written or would put outputs over inputs.
     """
-    output = Path(output).expanduser()
+    output = storage.place(output, "--output")
     if isinstance(inputs, Split):
         sources = [_record(inputs, index) for index in range(len(inputs))]
         if not sources:
@@ -136,22 +138,20 @@ def run(
     with _writing(output):
         (output / "masks").mkdir(parents=True, exist_ok=True)
         (output / "overlays").mkdir(exist_ok=True)
-        render.write_image(
-            output / "overlays" / "legend.png", render.legend(table.classes, table.palette, 960)
-        )
+        _write_legend(output / "overlays" / "legend.png", table, overwrite)
     predictor.plan([source.size() for source in sources])
     masks, skipped, stopped = [], [], False
     for number, (job, image) in enumerate(_read_ahead(jobs), start=1):
         if stopped := should_stop():
             break
-        head = f"[{number}/{len(jobs)}] {job.source.told}"
+        head = f"[{number}/{len(jobs)}] {escaped(job.source.told)}"
         try:
             if isinstance(image, Unreadable):
                 raise image
             mask, tiles = _predict_one(predictor, image)
         except Unreadable as error:
             skipped.append(f"{job.source.told}: {error}")
-            say(f"{head}: skipped: {error}")
+            say(f"{head}: skipped: {escaped(str(error))}")
             continue
         with _writing(output):
             render.write_image(job.overlay, render.overlay(image, mask, table.palette, alpha))
@@ -161,12 +161,24 @@ def run(
                 render.write_mask(job.mask, mask, table.palette)
         masks.append(job.mask)
         note = f"  (in {tiles} tiles)" if tiles > 1 else ""
-        say(f"{head} -> {job.mask}  {_shares(mask, table.classes)}{note}")
+        say(f"{head} -> {escaped(str(job.mask))}  {_shares(mask, table.classes)}{note}")
     return PredictReport(tuple(masks), tuple(skipped), stopped, output)
 
 
+def _write_legend(path: epath.Path, table: LabelTable, overwrite: bool) -> None:
+    picture = render.legend(table.classes, table.palette, 960)
+    if path.exists() and not overwrite:
+        with contextlib.suppress(Unreadable):
+            if np.array_equal(read_image(path), picture):
+                return
+        raise UserError(
+            f"{path} exists and is of other classes: choose another --output, or pass --overwrite"
+        )
+    render.write_image(path, picture)
+
+
 @contextlib.contextmanager
-def _writing(output: Path) -> Iterator[None]:
+def _writing(output: epath.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -177,7 +189,7 @@ class Unreadable(Exception):
     """An input that is no image, or cannot be handled; the message is one line."""
 
 
-def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: epath.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     """Reads any image as RGB, upright.
 
     EXIF rotation is applied; grey and palette images become RGB; 16-bit ones keep their high 8 bits;
@@ -185,17 +197,16 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     picture is taken.
 
     Raises:
-        Unreadable: no image, cut short, of floats, or of so many pixels (Pillow's limit, 179 million) that
-            it may be made to exhaust memory.
+        Unreadable: no image, cut short, of floats, or of more pixels than `pictures.MAX_PIXELS`.
     """
     try:
-        with Image.open(path) as image:
+        with epath.Path(path).open("rb") as file, pictures.opened(file) as image:
             if image.mode == "F":
                 raise Unreadable("pixels are floats: want 8 or 16 bits")
             image.load()
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):
-                wide = np.clip(np.asarray(image, np.int64), 0, 65_535)
+                wide = np.clip(np.asarray(image), 0, 65_535)
                 image = Image.fromarray((wide >> 8).astype(np.uint8))
             return np.asarray(image.convert("RGB"))
     except Unreadable:
@@ -207,20 +218,20 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
         raise Unreadable(f"{reason or type(error).__name__}") from error
 
 
-def find_images(inputs: str, output: Path) -> list[Path]:
+def find_images(inputs: str, output: epath.Path) -> list[epath.Path]:
     """The files that `inputs` (an image, a folder or a glob) stands for, sorted, outputs left out.
 
     Raises:
         UserError: nothing there.
     """
-    path = Path(inputs).expanduser()
-    made = [(output / name).resolve() for name in ("masks", "overlays")]
+    path = storage.place(inputs, "--input")
+    made = {storage.real(output / name) for name in ("masks", "overlays")}
     if path.is_dir():
         found, what = path.iterdir(), "the folder holds no image"
     elif path.exists():
         found, what = [path], "no image"
     elif glob.has_magic(inputs):
-        found, what = map(Path, glob.glob(str(path), recursive=True)), "no image matches"  # noqa: PTH207 (absolute globs)
+        found, what = _matching(path), "no image matches"
     else:
         raise UserError(f"--input={inputs}: no such file or folder")
     files = [
@@ -229,7 +240,7 @@ def find_images(inputs: str, output: Path) -> list[Path]:
         if file == path
         or (file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and not file.is_dir())
     ]
-    kept = sorted(file for file in files if file.resolve().parent not in made)
+    kept = sorted(file for file in files if os.path.dirname(storage.real(file)) not in made)  # noqa: PTH120
     if files and not kept:
         raise UserError(
             f"--input={inputs}: these are outputs within --output={output}; choose another output"
@@ -239,10 +250,19 @@ def find_images(inputs: str, output: Path) -> list[Path]:
     return kept
 
 
-def _file(path: Path) -> Source:
+def _matching(pattern: epath.Path) -> list[epath.Path]:
+    text = str(pattern)
+    if not storage.is_remote(pattern):
+        return [epath.Path(file) for file in glob.glob(text, recursive=True)]  # noqa: PTH207 (absolute globs)
+    if "**" in text:
+        raise UserError(f"--input={text}: ** reads a whole bucket; want * for one folder")
+    return list(pattern.parent.glob(pattern.name))
+
+
+def _file(path: epath.Path) -> Source:
     def size() -> Size:
         try:
-            with Image.open(path) as image:
+            with path.open("rb") as file, pictures.opened(file) as image:
                 # Pillow tells a TIFF's size as it is shown.
                 turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
                 return (image.width, image.height) if turned else (image.height, image.width)
@@ -255,7 +275,7 @@ def _file(path: Path) -> Source:
 def _record(split: Split, index: int) -> Source:
     told = f"{split.dataset}/{split.split} record {index}"
     try:
-        name = split.record_id(index).replace("/", "_")
+        name = storage.file_name(split.record_id(index))
     except CorruptRecordError:
         name = f"record_{index}"  # reading it will say what is wrong
 
@@ -274,16 +294,16 @@ def _record(split: Split, index: int) -> Source:
     return Source(name, str(index), f"{told} ({name})", size, read)
 
 
-def _plan(sources: Sequence[Source], output: Path, overwrite: bool, ending: str) -> list[_Job]:
+def _plan(sources: Sequence[Source], output: epath.Path, overwrite: bool, ending: str) -> list[_Job]:
     names = _names(sources)
     jobs = [
         _Job(source, output / "masks" / f"{name}{ending}.png", output / "overlays" / f"{name}.jpg")
         for source, name in zip(sources, names, strict=True)
     ]
-    taken = {source.path.resolve() for source in sources if source.path}
+    taken = {storage.real(source.path) for source in sources if source.path}
     targets = [path for job in jobs for path in (job.mask, job.overlay)]
     for target in targets:
-        if target.resolve() in taken:
+        if storage.real(target) in taken:
             raise UserError(f"--output={output}: {target} is an input; choose another output")
     present = [target for target in targets if target.exists()]
     if present and not overwrite:

@@ -2,13 +2,21 @@
 
 import json
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
 import jax
 import numpy as np
 from etils import epath
 from tensorboardX import SummaryWriter
+
+from hfgd_jax import storage
+from hfgd_jax.errors import UserError
+
+_UPLOAD_PAUSE = 60.0  # seconds from one copying of events into a bucket to the next
+_UPLOAD_MOST = 4 * 2**20  # bytes of an event file in a bucket, which is copied whole; then comes another
 
 
 def duration(seconds: float) -> str:
@@ -47,25 +55,12 @@ class RunLog:
         self.mean_iou: float | None = None
         self._open_line = False
         if self.active:
-            self._lines = workdir / "metrics.jsonl"
-            self._keep_lines_up_to(step)
-            # purge_step hides what an interrupted run wrote past the step it restarts from.
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-
-    def _keep_lines_up_to(self, step: int) -> None:
-        """Drops records of steps that will be taken (and written) again, and a line cut short by a kill."""
-        if not self._lines.exists():
-            return
-        kept = []
-        for line in self._lines.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if record["step"] <= step:
-                kept.append(line)
+            _refuse_foreign(workdir, step)
+            self._lines = storage.Lines(workdir / "metrics.jsonl", lambda record: record["step"] <= step)
+            for record in storage.records(workdir / "metrics.jsonl"):
                 self.mean_iou = record.get("mIoU", self.mean_iou)
-        write_atomically(self._lines, "".join(line + "\n" for line in kept))
+            # purge_step hides what an interrupted run wrote past the step it restarts from.
+            self._events = _Events(workdir / "tensorboard", purge_step=step + 1)
 
     def say(self, text: str) -> None:
         """A plain line."""
@@ -95,11 +90,10 @@ class RunLog:
         if not self.active:
             return
         clean = {k: (v if v is None or np.isfinite(v) else None) for k, v in values.items()}
-        with self._lines.open("a") as file:
-            file.write(json.dumps({"step": step} | clean) + "\n")
+        self._lines.add({"step": step} | clean)
         for name, value in clean.items():
             if value is not None:
-                self._events.add_scalar(name, value, step)
+                self._events.writer.add_scalar(name, value, step)
         self._events.flush()
 
     def evaluated(self, step: int, summary: dict[str, Any]) -> None:
@@ -111,32 +105,82 @@ class RunLog:
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds a uint8 `[H, W, 3]` picture to the TensorBoard events."""
         if self.active:
-            self._events.add_image(name, image, step, dataformats="HWC")
+            self._events.writer.add_image(name, image, step, dataformats="HWC")
 
     def recorded_evaluation(self, step: int) -> bool:
         """Whether `metrics.jsonl` holds an evaluation of `step`."""
-        path = self.workdir / "metrics.jsonl"
-        if not path.exists():
-            return False
-        records = map(json.loads, path.read_text().splitlines())
-        return any(record["step"] == step and "mIoU" in record for record in records)
+        found = storage.records(self.workdir / "metrics.jsonl")
+        return any(record["step"] == step and "mIoU" in record for record in found)
+
+    def flush(self) -> None:
+        """Returns when all is in the workdir: a checkpoint's records must be there when a run goes on."""
+        if self.active:
+            self._lines.flush()
+            self._events.flush(now=True)
 
     def close(self) -> None:
-        """Ends an open progress line and flushes the events."""
+        """Ends an open progress line and flushes the records and events."""
         if self.active:
             if self._open_line:
                 self.stream.write("\n")
+            self._lines.flush()
             self._events.close()
+
+
+def _refuse_foreign(workdir: epath.Path, step: int) -> None:
+    """Files of these names in a folder that holds no run are somebody else's, and would be lost."""
+    if step or (workdir / "config.json").exists():
+        return
+    for name in ("metrics.jsonl", "metrics.json"):
+        if (workdir / name).exists():
+            raise UserError(f"--workdir={workdir}: holds no run, but a {name}; use another --workdir")
+
+
+class _Events:
+    """TensorBoard events in a folder; those for a bucket are written here and copied there now and then."""
+
+    def __init__(self, folder: epath.Path, purge_step: int):
+        self.folder, self._staging = folder, None
+        self._parts = self._copied = 0
+        self._when = time.monotonic()
+        if storage.is_remote(folder):
+            self._staging = tempfile.TemporaryDirectory()
+        self.writer = SummaryWriter(
+            self._staging.name if self._staging else str(folder), purge_step=purge_step
+        )
+
+    def flush(self, *, now: bool = False) -> None:
+        """Writes the events; into a bucket at most once a minute, or `now`."""
+        self.writer.flush()
+        if self._staging and (now or time.monotonic() - self._when >= _UPLOAD_PAUSE):
+            self._copy()
+
+    def close(self) -> None:
+        """Writes all events and ends."""
+        self.writer.close()
+        if self._staging:
+            self._copy()
+            self._staging.cleanup()
+
+    def _copy(self) -> None:
+        self._when = time.monotonic()
+        files = sorted(Path(self._staging.name).iterdir(), key=lambda file: file.stat().st_mtime)
+        size = sum(file.stat().st_size for file in files)
+        if size != self._copied:
+            for file in files:
+                storage.write_atomically(self.folder / file.name, file.read_bytes())
+            self._copied = size
+        if size >= _UPLOAD_MOST:
+            self.writer.close()
+            for file in files:
+                file.unlink()
+            self._parts, self._copied = self._parts + 1, 0
+            self.writer = SummaryWriter(self._staging.name, filename_suffix=f".{self._parts}")
 
 
 def write_metrics(workdir: epath.Path, step: int, summary: dict[str, Any]) -> None:
     """Writes `metrics.json`, the last evaluation: step, mIoU, pixel_accuracy, mean_accuracy, per_class."""
     if jax.process_index() == 0:
-        write_atomically(workdir / "metrics.json", json.dumps({"step": step} | summary, indent=2) + "\n")
-
-
-def write_atomically(path: epath.Path, text: str) -> None:
-    """Writes beside `path` and renames, so that no reader meets half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+        storage.write_atomically(
+            workdir / "metrics.json", json.dumps({"step": step} | summary, indent=2) + "\n"
+        )

@@ -1,13 +1,14 @@
 """Pictures of masks: index PNGs, overlays, legends and comparisons. A file appears whole or not at all."""
 
 import io
-import os
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 from jaxtyping import Int, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from hfgd_jax.storage import write_atomically
 
 IGNORE = 255
 IGNORE_COLOR = (224, 224, 192)  # of index 255 in a mask file, VOC's "void"
@@ -169,13 +170,6 @@ def _lookup(palette: Palette) -> UInt8[np.ndarray, "256 3"]:
 
 
 def _write(path: epath.PathLike, image: Image.Image, **options) -> None:
-    path = epath.Path(path)
     encoded = io.BytesIO()
     image.save(encoded, **options)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        part.write_bytes(encoded.getvalue())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    write_atomically(path, encoded.getvalue())

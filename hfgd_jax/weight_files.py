@@ -1,6 +1,5 @@
 """Weight files: names and arrays in and out, whatever project wrote them; nothing in a file is ever run."""
 
-import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +7,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from hfgd_jax import storage
 from hfgd_jax.errors import UserError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
@@ -21,18 +22,18 @@ INDEX = "model.safetensors.index.json"  # a folder's list of its shards
 IN_FOLDERS = ("model.safetensors", INDEX, "pytorch_model.bin")
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+def read(path: epath.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a weight file, by their names there and in their own types.
 
     Args:
         path: a `.safetensors` file; a `.pth`, `.pt` or `.bin` file where torch is installed, read as tensors
             only; a folder as transformers saves it; or the index of a file in shards
-            (`*.safetensors.index.json`).
+            (`*.safetensors.index.json`). One in a bucket is copied to this machine while it is read.
 
     Raises:
         UserError: nothing there, no weight file, a damaged one, or one that holds code.
     """
-    path = Path(path).expanduser()
+    path = storage.place(path, "weights")
     if path.is_dir():
         found = [path / name for name in IN_FOLDERS if (path / name).is_file()]
         if not found:
@@ -45,32 +46,30 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in TORCH_SUFFIXES:
-        return _read_torch(path)
+        with storage.local(path) as file:
+            return _read_torch(path, file)
     raise UserError(f"weights {path}: unknown format {path.suffix!r}; want .safetensors, or .pth with torch")
 
 
-def write(path: str | Path, tensors: Mapping[str, np.ndarray], *, overwrite: bool = False) -> None:
+def write(path: epath.PathLike, tensors: Mapping[str, np.ndarray], *, overwrite: bool = False) -> None:
     """Writes a `.safetensors` file, whole or not at all, making its folder.
 
     Raises:
         UserError: the file exists and `overwrite` is off, or it cannot be written.
     """
-    path = Path(path).expanduser()
+    path = storage.place(path, "--output")
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists; pass --overwrite to replace it, or choose another output")
-    temporary = path.with_name(path.name + ".tmp")
     contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(contiguous, temporary, metadata={"format": "pt"})  # transformers insists on the format
-        temporary.replace(path)
+        with storage.writing(path) as part:
+            save_file(contiguous, part, metadata={"format": "pt"})  # transformers insists on the format
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error})") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: epath.Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
@@ -85,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_shards(path: Path) -> dict[str, np.ndarray]:
+def _read_shards(path: epath.Path) -> dict[str, np.ndarray]:
     shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise UserError(f"{path}: has no weight_map; it is not the index of a file in shards")
@@ -100,9 +99,10 @@ def _read_shards(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
     try:
-        return load_file(path)
+        with storage.local(path) as file:
+            return load_file(file)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         if _is_pickle(path):
             raise UserError(
@@ -114,14 +114,14 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _is_pickle(path: Path) -> bool:
+def _is_pickle(path: epath.Path) -> bool:
     """Whether a file that is no .safetensors starts like a torch file: a zip archive or a bare pickle."""
-    with path.open("rb") as file:
-        head = file.read(4)
+    with path.open("rb") as opened:
+        head = opened.read(4)
     return head == b"PK\x03\x04" or head[:1] == b"\x80"
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def _read_torch(path: epath.Path, file: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
@@ -129,7 +129,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"weights {path}: reading {path.suffix} needs torch; install it, or give a .safetensors file"
         ) from None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         reason = " ".join(str(error).split())
         foreign_step = "Unsupported operand" in reason and _is_pickle(path)

@@ -80,6 +80,7 @@ def test_the_sources_are_seen():
 
 def test_errors_and_geometry_stand_at_the_bottom():
     _allow("errors")
+    _allow("storage", "errors")
     _allow("geometry", "errors")
     _allow("config", "config_checks", "errors")
     _allow("config_checks", "errors")
@@ -94,12 +95,12 @@ def test_models_and_losses_know_arrays_only(room):
 
 
 def test_data_knows_nothing_of_models():
-    _allow("data", "geometry", "config", "errors")
+    _allow("data", "geometry", "config", "errors", "storage")
 
 
 @pytest.mark.parametrize("room", ["metrics", "render", "macs", "optim", "sharding", "progress", "signals"])
 def test_the_small_rooms_stand_alone(room):
-    _allow(room, "geometry", "config", "errors")
+    _allow(room, "geometry", "config", "errors", "storage")
 
 
 def test_nothing_uses_the_tools_or_main():

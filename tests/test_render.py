@@ -136,7 +136,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, scene, monkeypatch):
     def interrupted(self, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(render.epath.Path(path)), "replace", interrupted)
+    monkeypatch.setattr(type(path), "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         render.write_image(path, 255 - image)
     assert path.read_bytes() == before

@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from hfgd_jax.data.label_tables import ade20k, camvid, cityscapes, coco_stuff, pascal_context, shapes
-from hfgd_jax.errors import UserError
+from hfgd_jax.errors import UserError, printable
 
 IGNORE = 255
+_LONGEST_NAME = 500  # characters; ADE20K's and transformers' lists of synonyms are long
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +47,12 @@ class LabelTable:
                 f"label table {self.name!r}: want 1 to 254 different class names and a colour for each, "
                 f"got {count} names and {len(palette)} colours"
             )
+        for name in self.classes:
+            if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or printable(name) != name:
+                raise UserError(
+                    f"label table {self.name!r}: class name {str(name)[:40]!r}: want a line of 1 to "
+                    f"{_LONGEST_NAME} characters, none of them control characters"
+                )
         for raw, train in raw_ids.items():
             if not 0 <= raw < 65536 or not (0 <= train < count or train == IGNORE):
                 raise UserError(

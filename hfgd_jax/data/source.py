@@ -1,17 +1,16 @@
 """Reading a prepared data set: records by index, decoded with OpenCV."""
 
-import io
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from etils import epath
 
-from hfgd_jax.data import builders
+from hfgd_jax import storage
+from hfgd_jax.data import builders, pictures
 from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.errors import UserError
 
@@ -30,7 +29,7 @@ class Split:
         labelled: whether the records have labels.
     """
 
-    def __init__(self, folder: Path, split: str, info: tfds.core.DatasetInfo) -> None:
+    def __init__(self, folder: epath.Path, split: str, info: tfds.core.DatasetInfo) -> None:
         self.folder, self.dataset, self.split = folder, info.name, split
         self.table = LabelTable.from_json(info.metadata["table"])
         self.labelled = split not in info.metadata["unlabelled"]
@@ -52,7 +51,7 @@ class Split:
 
     def record_id(self, index: int) -> str:
         """The record's name in its raw data set. Raises CorruptRecordError."""
-        return self._read(index)["id"].decode()
+        return _text(self._read(index)["id"])
 
     def example(self, index: int) -> dict[str, Any]:
         """The decoded record.
@@ -66,15 +65,12 @@ class Split:
             CorruptRecordError: the record cannot be read or decoded.
         """
         record = self._read(index)
-        image = _decode(record["image"], cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if image is None:
-            raise self._corrupt(index, record, "its image cannot be decoded")
-        out = {"image": cv2.cvtColor(image, cv2.COLOR_BGR2RGB), "id": record["id"].decode()}
+        image = self._decode(index, record, "image", cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        out = {"image": cv2.cvtColor(image, cv2.COLOR_BGR2RGB), "id": _text(record["id"])}
         if self.labelled:
-            label = _decode(record["label"], cv2.IMREAD_UNCHANGED)
-            if label is None or label.shape != image.shape[:2]:
-                raise self._corrupt(index, record, "its label cannot be decoded or has another size")
-            out["label"] = label
+            out["label"] = self._label(index, record)
+            if out["label"].shape != image.shape[:2]:
+                raise self._corrupt(index, record, "its label has another size than its image")
         return out
 
     def label(self, index: int) -> np.ndarray:
@@ -82,20 +78,33 @@ class Split:
 
         Raises CorruptRecordError.
         """
-        record = self._read(index)
-        label = _decode(record["label"], cv2.IMREAD_UNCHANGED)
-        if label is None or label.ndim != 2:
-            raise self._corrupt(index, record, "its label cannot be decoded")
+        return self._label(index, self._read(index))
+
+    def _label(self, index: int, record: Mapping[str, bytes]) -> np.ndarray:
+        label = self._decode(index, record, "label", cv2.IMREAD_UNCHANGED)
+        if label.ndim != 2 or label.dtype != np.uint8:
+            raise self._corrupt(index, record, "its label is no map of train ids")
         return label
+
+    def _decode(self, index: int, record: Mapping[str, bytes], part: str, flags: int) -> np.ndarray:
+        try:
+            found = pictures.decode(record[part], flags)
+        except pictures.TooLargeError as error:
+            raise self._corrupt(index, record, f"its {part} has {error}") from None
+        if found is None:
+            raise self._corrupt(index, record, f"its {part} cannot be decoded")
+        return found
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width from the image's header alone; remembered. Raises CorruptRecordError."""
         if index not in self._sizes:
             record = self._read(index)
             try:
-                with Image.open(io.BytesIO(record["image"])) as image:
+                with pictures.opened(record["image"]) as image:
                     self._sizes[index] = (image.height, image.width)
-            except (OSError, SyntaxError, ValueError):
+            except pictures.TooLargeError as error:
+                raise self._corrupt(index, record, f"its image has {error}") from None
+            except Exception:  # Pillow's readers of headers raise many kinds on bad bytes
                 raise self._corrupt(index, record, "its image has no readable header") from None
         return self._sizes[index]
 
@@ -115,21 +124,18 @@ class Split:
             raise self._corrupt(index, None, f"it cannot be read ({error})") from None
 
     def _corrupt(self, index: int, record: Mapping[str, bytes] | None, what: str) -> CorruptRecordError:
-        name = "unknown" if record is None else repr(record["id"].decode())
+        name = "unknown" if record is None else repr(_text(record["id"]))
         return CorruptRecordError(
             f"data set {self.dataset!r} in {self.folder}, split {self.split!r}, record {index} (id {name}): "
             f"{what}"
         )
 
 
-def _decode(data: bytes, flags: int) -> np.ndarray | None:
-    try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    except cv2.error:
-        return None
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
 
 
-def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
+def open_split(data_dir: epath.PathLike, dataset: str, split: str) -> Split:
     """Opens a split of a prepared data set.
 
     Raises:
@@ -141,14 +147,14 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
     return Split(folder, split, info)
 
 
-def split_names(data_dir: str | Path, dataset: str) -> list[str]:
+def split_names(data_dir: epath.PathLike, dataset: str) -> list[str]:
     """Names of a prepared data set's splits. Raises UserError as `open_split` does."""
     return list(_open(data_dir, dataset)[1].splits)
 
 
-def _open(data_dir: str | Path, dataset: str) -> tuple[Path, tfds.core.DatasetInfo]:
+def _open(data_dir: epath.PathLike, dataset: str) -> tuple[epath.Path, tfds.core.DatasetInfo]:
     builder = builders.get(dataset)
-    folder = Path(data_dir) / dataset / str(builder.VERSION)
+    folder = storage.place(data_dir, "data_dir", arrays=True) / dataset / str(builder.VERSION)
     command = f"python -m hfgd_jax.tools.prepare --dataset {dataset} --data_dir {data_dir}"
     command += "" if builder.EMBEDDED else " --source RAW"
     if not builders.is_prepared(folder):

@@ -255,9 +255,9 @@ def _watched(
 
 
 def folder_config(reports: Sequence[SplitReport]) -> str:
-    """What `--config` is for a folder: the number of its classes and the most frequent size of its images."""
-    sizes = sum((report.sizes for report in reports), Counter())
-    (height, width), _ = sizes.most_common(1)[0]
+    """What `--config` is for a folder: the number of its classes and the median size of its images."""
+    sizes = [size for report in reports for size in report.sizes.elements()]
+    height, width = np.median(sizes, axis=0).astype(int)
     return f"configs/folder.py:classes={reports[0].table.num_classes},images={width}x{height}"
 
 

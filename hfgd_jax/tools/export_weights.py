@@ -6,15 +6,15 @@ python -m hfgd_jax.tools.export_weights --workdir RUN --naming transformers --ou
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 
-from hfgd_jax import cli, pretrained, saved_config, system, weight_files
+from hfgd_jax import cli, pretrained, saved_config, storage, system, weight_files
 from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.errors import UserError
 from hfgd_jax.models import foreign
@@ -61,7 +61,7 @@ def export_run(workdir: str, checkpoint: str, naming: str, output: str, *, overw
     Raises:
         UserError: no such run, checkpoint or naming, a model that transformers lacks, or files in the way.
     """
-    path = Path(output).expanduser()
+    path = storage.place(output, "--output")
     config = saved_config.get_config(workdir)
     name = config.model.backbone.name
     whole = path.suffix != ".safetensors"
@@ -88,12 +88,12 @@ def export_run(workdir: str, checkpoint: str, naming: str, output: str, *, overw
 
 
 def _write_model(
-    folder: Path, tensors: dict[str, np.ndarray], described: dict[str, Any], step: int, overwrite: bool
+    folder: epath.Path, tensors: dict[str, np.ndarray], described: dict[str, Any], step: int, overwrite: bool
 ) -> list[str]:
     if (folder / "config.json").exists() and not overwrite:
         raise UserError(f"{folder / 'config.json'}: exists; pass --overwrite, or choose another --output")
     weight_files.write(folder / "model.safetensors", tensors, overwrite=overwrite)
-    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    storage.write_atomically(folder / "config.json", json.dumps(described, indent=2) + "\n")
     return [f"wrote {folder}: {len(tensors)} tensors of a UPerNet at step {step}, and config.json"]
 
 

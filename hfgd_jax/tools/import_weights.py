@@ -5,7 +5,6 @@ python -m hfgd_jax.tools.import_weights --source UPERNET_FOLDER --output WORKDIR
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,19 +13,23 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from hfgd_jax import checkpoints, cli, pretrained, system, weight_files
+from hfgd_jax import checkpoints, cli, pretrained, storage, system, weight_files
 from hfgd_jax import config as configuration
 from hfgd_jax.data.labels import IGNORE, TABLES, LabelTable, voc_colours
 from hfgd_jax.errors import UserError
 from hfgd_jax.models import BACKBONES, foreign
 from hfgd_jax.models.backbones.base import IMAGENET
 from hfgd_jax.pretrained import Report
-from hfgd_jax.progress import write_atomically
 
 
 def import_backbone(
-    backbone: str, source: str | Path, output: str | Path, *, naming: str = "", overwrite: bool = False
-) -> tuple[Path, Report, list[str]]:
+    backbone: str,
+    source: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    naming: str = "",
+    overwrite: bool = False,
+) -> tuple[epath.Path, Report, list[str]]:
     """Checks a file against a backbone and writes it as `OUTPUT/BACKBONE.safetensors`, in float32.
 
     Args:
@@ -44,7 +47,7 @@ def import_backbone(
         UserError: the source is not the backbone's, or the file exists or cannot be written.
     """
     wanted = pretrained.find_naming(backbone, naming)
-    path = Path(output).expanduser() / f"{backbone}.safetensors"
+    path = storage.place(output, "--output") / f"{backbone}.safetensors"
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists; pass --overwrite to replace it, or choose another --output")
     empty = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), pretrained.backbone_shapes(backbone))
@@ -60,7 +63,7 @@ def import_backbone(
     return path, report, lost
 
 
-def import_model(source: str | Path, workdir: str | Path, *, overwrite: bool = False) -> Report:
+def import_model(source: epath.PathLike, workdir: epath.PathLike, *, overwrite: bool = False) -> Report:
     """Turns a saved `UperNetForSemanticSegmentation` into a run: its config and a checkpoint of step 0.
 
     Evaluation and prediction take the workdir as it is, and training goes on from it. The classes' names are
@@ -75,7 +78,7 @@ def import_model(source: str | Path, workdir: str | Path, *, overwrite: bool = F
         UserError: the source's structure or tensors are not those of a UPerNet here, its pictures are
             normalised otherwise, or the workdir holds something.
     """
-    source, workdir = Path(source).expanduser(), epath.Path(workdir).expanduser()
+    source, workdir = storage.place(source, "--source"), storage.place(workdir, "--output", arrays=True)
     folder = source if source.is_dir() else source.parent
     if not (folder / "config.json").is_file():
         raise UserError(
@@ -120,7 +123,7 @@ def write_run(
     saved = checkpoints.Checkpoints(workdir)
     saved.save(0, state.model, state.training, checkpoints.meta(0, whole.config, table))
     saved.close()
-    write_atomically(workdir / "config.json", configuration.to_json(whole.config))
+    storage.write_atomically(workdir / "config.json", configuration.to_json(whole.config))
 
 
 def label_table(given: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> LabelTable:
@@ -151,7 +154,7 @@ def _first_synonyms(classes: Sequence[str]) -> list[str]:
     return [name.replace(";", ",").split(",")[0].strip().lower() for name in classes]
 
 
-def _preprocessor(folder: Path) -> Mapping[str, Any]:
+def _preprocessor(folder: epath.Path) -> Mapping[str, Any]:
     """`preprocessor_config.json` where there is one; it must normalise as our backbones do."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
@@ -172,6 +175,9 @@ def _refuse_a_run(workdir: epath.Path, overwrite: bool) -> None:
         raise UserError(
             f"--output={workdir}: holds a run; choose another, or pass --overwrite over an import"
         )
+    for path in (workdir / "checkpoints").iterdir() if (workdir / "checkpoints").exists() else ():
+        if path.name != "0":
+            raise UserError(f"--output={workdir}: holds {path}, which is not an import's; choose another")
     saved = checkpoints.Checkpoints(workdir, read_only=True)
     trained = bool(saved.latest_step()) or saved.best_mean_iou() is not None
     saved.close()

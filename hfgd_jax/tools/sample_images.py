@@ -3,37 +3,49 @@
 python -m hfgd_jax.tools.sample_images --dataset shapes --split val --count 6 --output pictures
 """
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
+import numpy as np
 from absl import flags
+from etils import epath
+from jaxtyping import UInt8
 
-from hfgd_jax import cli
+from hfgd_jax import cli, storage
 from hfgd_jax.data import builders
 from hfgd_jax.data.source import Split, open_split
 from hfgd_jax.errors import UserError
+from hfgd_jax.predict import Unreadable, read_image
 from hfgd_jax.render import write_image
 
 
-def sample(split: Split, count: int, output: Path) -> list[Path]:
-    """Writes `count` images, spread evenly over the split, as `OUTPUT/RECORD_ID.png`; replaces those there.
+def sample(split: Split, count: int, output: epath.Path) -> list[epath.Path]:
+    """Writes `count` images, spread evenly over the split, as `OUTPUT/RECORD_ID.png`; leaves those there.
 
     Raises:
-        UserError: `output` cannot be made.
+        UserError: `output` cannot be written, or holds another file of such a name.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output={output}: {error}") from error
     count = min(count, len(split))
     written = []
-    for i in range(count):
-        example = split.example(i * len(split) // count)
-        path = output / (re.sub(r"[^\w.-]", "_", example["id"]) + ".png")
-        write_image(path, example["image"])
-        written.append(path)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            example = split.example(i * len(split) // count)
+            path = output / f"{storage.file_name(example['id'])}.png"
+            if not path.exists():
+                write_image(path, example["image"])
+            elif not _holds(path, example["image"]):
+                raise UserError(f"--output={output}: holds another {path.name}; choose another folder")
+            written.append(path)
+    except OSError as error:
+        raise UserError(f"--output={output}: {error}") from error
     return written
+
+
+def _holds(path: epath.Path, image: UInt8[np.ndarray, "h w 3"]) -> bool:
+    try:
+        return np.array_equal(read_image(path), image)
+    except Unreadable:
+        return False
 
 
 def define_flags() -> None:
@@ -49,7 +61,7 @@ def main(_: Sequence[str]) -> int:
     """Writes the files and says where they are; returns the exit code."""
     values = flags.FLAGS
     split = open_split(values.data_dir, values.dataset, values.split)
-    written = sample(split, values.count, Path(values.output))
+    written = sample(split, values.count, storage.place(values.output, "--output"))
     print(f"{len(written)} images of {values.dataset}/{values.split} in {values.output}")
     return 0
 

@@ -5,22 +5,22 @@ python -m hfgd_jax.tools.scores --workdirs runs/demo,runs/demo-fcn
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
+from etils import epath
 
-from hfgd_jax import cli
+from hfgd_jax import cli, storage
 from hfgd_jax.errors import UserError
 
 
-def read(workdir: str | Path) -> dict[str, Any]:
+def read(workdir: epath.PathLike) -> dict[str, Any]:
     """The last evaluation of a run, from its `metrics.json`.
 
     Raises:
         UserError: there is none.
     """
-    path = Path(workdir) / "metrics.json"
+    path = storage.place(workdir, "--workdirs") / "metrics.json"
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -57,7 +57,7 @@ def define_flags() -> None:
 
 def main(_: Sequence[str]) -> int:
     """Prints the table; returns the exit code."""
-    print(table({Path(workdir).name: read(workdir) for workdir in flags.FLAGS.workdirs}))
+    print(table({epath.Path(workdir).name: read(workdir) for workdir in flags.FLAGS.workdirs}))
     return 0
 
 

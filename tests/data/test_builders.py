@@ -322,7 +322,7 @@ def test_a_data_dir_that_cannot_be(camvid_raw, tmp_path):
 
 def test_the_embedded_set_appears_on_demand(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "SPLITS", {"train": 3, "val": 2})
-    folder = builders.prepare_if_missing("shapes", tmp_path / "data", report=quiet)
+    folder = Path(builders.prepare_if_missing("shapes", tmp_path / "data", report=quiet))
     assert builders.is_prepared(folder)
     stamp = (folder / "dataset_info.json").stat().st_mtime_ns
     builders.prepare_if_missing("shapes", tmp_path / "data", report=quiet)

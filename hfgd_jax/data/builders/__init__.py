@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from etils import epath
 
+from hfgd_jax import storage
 from hfgd_jax.data.builders import base, files, parallel
 from hfgd_jax.data.builders.ade20k import Ade20k
 from hfgd_jax.data.builders.base import SegmentationBuilder
@@ -46,6 +48,9 @@ _SHARD_RECORDS = 1000
 _CHUNK = 64  # records between two writes of the metadata
 _MAX_FAULTS = 200  # bad records after which a preparation looks no further
 _LOCK = "lock"  # in a folder of work under way
+_OLD = 24 * 3600  # seconds after which work under way is taken for dead where there are no locks
+_INFO = "dataset_info.json"
+_DESCRIPTIONS = (_INFO, "features.json", "metadata.json")
 
 
 def get(dataset: str) -> type[SegmentationBuilder]:
@@ -99,13 +104,13 @@ def wrong_counts(dataset: str, splits: Mapping[str, base.Split]) -> list[str]:
 def prepare(
     dataset: str,
     source: str | Path | None,
-    data_dir: str | Path,
+    data_dir: epath.PathLike,
     *,
     overwrite: bool = False,
     allow_partial: bool = False,
     options: base.Options = base.DEFAULTS,
     report: Callable[[str], None] | None = None,
-) -> Path:
+) -> epath.Path:
     """Writes a data set to `data_dir/dataset/VERSION`, whole or not at all.
 
     Every picture is decoded and every label value checked on the way, on all cores. The work happens in a
@@ -115,8 +120,9 @@ def prepare(
     Args:
         dataset: a key of `BUILDERS`.
         source: the raw folder; not needed for the data sets in `EMBEDDED`.
-        data_dir: where prepared data sets live; made where missing.
-        overwrite: replace a prepared data set.
+        data_dir: where prepared data sets live; made where missing. For one in a bucket the work happens in a
+            temporary folder of this machine.
+        overwrite: replace a prepared data set; a folder that holds anything else is left alone.
         allow_partial: take a copy with other numbers of records than the owners'.
         options: how to divide a folder that does not say so itself.
         report: called with lines of progress; None prints them to stderr (on a terminal, over each other).
@@ -130,15 +136,19 @@ def prepare(
     """
     builder_class = get(dataset)
     source = source_folder(dataset, source)
-    target = Path(data_dir) / dataset
+    place = storage.place(data_dir, "data_dir", arrays=True)
+    target = place / dataset
     if target.exists() and not overwrite:
         raise UserError(f"{target}: already there; --overwrite prepares it anew")
+    _refuse_foreign(target)
     splits = raw_splits(dataset, source, options)
     _check_before(dataset, splits, allow_partial)
+    here = None if storage.is_remote(place) else Path(place)
     try:
-        Path(data_dir).mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(Path(data_dir), dataset)
-        staging = Path(tempfile.mkdtemp(prefix=f".{dataset}.incomplete-", dir=data_dir))
+        if here:
+            here.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(here, dataset)
+        staging = Path(tempfile.mkdtemp(prefix=f".{dataset}.incomplete-", dir=here))
         lock = (staging / _LOCK).open("w")
     except OSError as error:
         raise UserError(f"{data_dir}: cannot be written ({error.strerror})") from None
@@ -150,10 +160,23 @@ def prepare(
                 _write(builder, splits, report or parallel.Progress())
             except OSError as error:  # a full disk, say
                 raise UserError(f"{data_dir}: preparing {dataset!r} failed ({error})") from None
-            _move_into_place(staging, target, overwrite)
+            (_move_into_place if here else _upload)(staging, target, overwrite)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target / str(builder.version)
+
+
+def _refuse_foreign(target: epath.Path) -> None:
+    """Sees that a folder that is to be replaced holds nothing but prepared data sets."""
+    found = [folder / name for folder, _, names in target.walk() for name in names] if target.is_dir() else []
+    if target.exists() and not target.is_dir():
+        found = [target]
+    for path in found:
+        if path.name not in _DESCRIPTIONS and ".array_record-" not in path.name:
+            raise UserError(
+                f"{path}: is no part of a prepared data set, and would be lost; move it away, or use another "
+                "--data_dir"
+            )
 
 
 def _check_before(dataset: str, splits: Mapping[str, base.Split], allow_partial: bool) -> None:
@@ -176,8 +199,26 @@ def _check_before(dataset: str, splits: Mapping[str, base.Split], allow_partial:
         )
 
 
-def _move_into_place(staging: Path, target: Path, overwrite: bool) -> None:
-    replaced = staging / "replaced"
+def _upload(staging: Path, target: epath.Path, overwrite: bool) -> None:
+    """Copies a data set into a bucket; what makes it one (`is_prepared`) goes first and comes last."""
+    folders = sorted((staging / target.name).iterdir())
+    if target.exists() and not overwrite:
+        raise UserError(f"{target}: another process has prepared it meanwhile")
+    try:
+        for folder in target.iterdir() if target.is_dir() else ():
+            (folder / _INFO).unlink(missing_ok=True)
+        if target.is_dir():
+            target.rmtree()
+        for folder in folders:
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == _INFO):
+                with file.open("rb") as source, (target / folder.name / file.name).open("wb") as copy:
+                    shutil.copyfileobj(source, copy, 2**20)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error}); prepare it again with --overwrite") from None
+
+
+def _move_into_place(staging: Path, place: epath.Path, overwrite: bool) -> None:
+    target, replaced = Path(place), staging / "replaced"
     try:
         if overwrite and target.exists():
             target.rename(replaced)
@@ -189,8 +230,8 @@ def _move_into_place(staging: Path, target: Path, overwrite: bool) -> None:
 
 
 def prepare_if_missing(
-    dataset: str, data_dir: str | Path, report: Callable[[str], None] | None = None
-) -> Path:
+    dataset: str, data_dir: epath.PathLike, report: Callable[[str], None] | None = None
+) -> epath.Path:
     """Prepares an embedded data set where `data_dir` does not hold it in this version; returns its folder.
 
     Raises:
@@ -198,7 +239,7 @@ def prepare_if_missing(
     """
     if dataset not in EMBEDDED:
         raise UserError(f"data set {dataset!r}: needs a source; embedded are {', '.join(sorted(EMBEDDED))}")
-    folder = Path(data_dir) / dataset / str(get(dataset).VERSION)
+    folder = storage.place(data_dir, "data_dir", arrays=True) / dataset / str(get(dataset).VERSION)
     try:
         if not is_prepared(folder):
             prepare(dataset, None, data_dir, overwrite=folder.parent.exists(), report=report)
@@ -208,9 +249,9 @@ def prepare_if_missing(
     return folder
 
 
-def is_prepared(folder: Path) -> bool:
+def is_prepared(folder: epath.Path) -> bool:
     """Whether the folder holds a prepared data set (data sets appear whole)."""
-    return (folder / "dataset_info.json").is_file()
+    return (folder / _INFO).is_file()
 
 
 def _remove_leftovers(data_dir: Path, dataset: str) -> None:
@@ -221,8 +262,12 @@ def _remove_leftovers(data_dir: Path, dataset: str) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             continue
-        except OSError:  # no lock in it yet, or no locks here at all
-            if time.time() - folder.stat().st_mtime < 24 * 3600:
+        except FileNotFoundError:  # cut short before its lock, or a folder of somebody else
+            empty = all(path.is_dir() and not path.is_symlink() for path in folder.rglob("*"))
+            if not empty or time.time() - folder.stat().st_mtime < _OLD:
+                continue
+        except OSError:  # no locks here at all
+            if time.time() - folder.stat().st_mtime < _OLD:
                 continue
         shutil.rmtree(folder, ignore_errors=True)
 

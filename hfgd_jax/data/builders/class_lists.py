@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Integer
-from PIL import Image
 
+from hfgd_jax.data import pictures
 from hfgd_jax.data.builders import files
 from hfgd_jax.data.labels import IGNORE, LabelTable, voc_colours
 from hfgd_jax.errors import UserError
@@ -134,11 +134,11 @@ class ColourMasks:
             UserError: the file cannot be read, or has colours that the table does not list.
         """
         try:
-            with Image.open(path) as image:
+            with pictures.opened(path) as image:
                 if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
                     raise ValueError(f"mode {image.mode}; want 8 bits a channel")
                 pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # decoders raise many kinds on bad bytes
             raise UserError(f"{path}: mask cannot be read ({error})") from None
         known, packed = _packed(self.colours), _packed(pixels)
         order = np.argsort(known)

@@ -2,15 +2,15 @@
 
 import collections
 import functools
-import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Integer
-from PIL import Image
 
+from hfgd_jax.data import pictures
 from hfgd_jax.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -50,7 +50,7 @@ def by_key(folder: Path, suffixes: Sequence[str], *, deep: bool = False, ending:
         ending: what a name must end in before its suffix; it is no part of the key.
 
     Raises:
-        UserError: two files have the same key.
+        UserError: two files have the same key, or a pipe or device has such a name.
     """
     out: dict[str, Path] = {}
     for path in _files(folder, deep):
@@ -60,6 +60,8 @@ def by_key(folder: Path, suffixes: Sequence[str], *, deep: bool = False, ending:
         key = (path.parent.relative_to(folder) / stem.removesuffix(ending)).as_posix()
         if key in out:
             raise UserError(f"{path}: {out[key].name} has the same name; which of them is meant?")
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{path}: is no file but a pipe or device, which may never end; remove it")
         out[key] = path
     return dict(sorted(out.items()))
 
@@ -115,9 +117,9 @@ def read_label(path: Path) -> Integer[np.ndarray, "h w"]:
         UserError: the file cannot be read, or has several channels (ColourLabelError).
     """
     try:
-        with Image.open(path) as image:
+        with pictures.opened(path) as image:
             ids = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # decoders raise many kinds on bad bytes
         raise UserError(f"{path}: label cannot be read ({error})") from None
     if ids.ndim != 2 or ids.dtype == bool or ids.dtype.kind == "f":
         raise ColourLabelError(f"{path}: label has mode {image.mode}; want one channel of ids (8 or 16 bits)")
@@ -128,11 +130,15 @@ def read_mat(path: Path, key: str) -> Integer[np.ndarray, "h w"]:
     """The label map called `key` in a MATLAB file.
 
     Raises:
-        UserError: the file cannot be read, or has no such map.
+        UserError: the file cannot be read, or has no such map. One of more than `pictures.MAX_PIXELS` values
+            is refused before they are read.
     """
     import scipy.io  # half a second that only the readers of MATLAB files need
 
     try:
+        shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
+        if math.prod(shapes.get(key, ())) > pictures.MAX_PIXELS:
+            raise ValueError(f"{key!r} is of shape {shapes[key]}: more than {pictures.MAX_PIXELS} values")
         ids = scipy.io.loadmat(path, variable_names=[key]).get(key)
     except Exception as error:  # scipy and zlib raise many kinds
         raise UserError(f"{path}: label cannot be read ({error})") from None
@@ -149,8 +155,10 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     Raises:
         UserError: it cannot be decoded.
     """
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    try:
+        image = pictures.decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except pictures.TooLargeError as error:
+        raise UserError(f"{name}: image has {error}") from None
     if image is None:
         raise UserError(f"{name}: image cannot be decoded ({len(data)} bytes; truncated or not an image)")
     return image.shape[:2]
@@ -158,5 +166,5 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 
 def looks_like_ids(data: bytes) -> bool:
     """Whether an encoded picture has one channel (or a palette) and few values, as label files have."""
-    with Image.open(io.BytesIO(data)) as image:
+    with pictures.opened(data) as image:
         return image.mode in ("1", "L", "P", "I", "I;16") and len(np.unique(np.asarray(image))) <= 64
