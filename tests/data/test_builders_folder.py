@@ -125,6 +125,26 @@ def keys_of(raw, options=base.DEFAULTS):
     return {name: [record.id for record in split.records] for name, split in found.items()}
 
 
+@pytest.mark.parametrize("ending", ["_mask", "-labels", ".png", "a"])
+def test_masks_may_have_an_ending_of_their_own(ending, tmp_path):
+    keys = ["1", "12", "1a", "sub/ä 2"]
+    write(tmp_path, keys, lambda ids, path: as_ids(ids, path.with_name(f"{path.stem}{ending}.png")))
+    splits = builders.raw_splits("folder", tmp_path)
+    found = {record.id: record for split in splits.values() for record in split.records}
+    if ending == "a":  # 1a.png is the mask of 1a.jpg, or of 1.jpg: names count as they are
+        assert found["12"].label is None and found["1a"].label is not None
+        return
+    assert set(found) == set(keys)
+    assert all(record.label.stem == record.image.stem + ending for record in found.values())
+
+
+def test_endings_that_differ_are_no_ending(tmp_path):
+    ends = iter(("_mask", "_mask", "_gt"))
+    write(tmp_path, "abc", lambda ids, path: as_ids(ids, path.with_name(f"{path.stem}{next(ends)}.png")))
+    with pytest.raises(UserError, match=r"a\.jpg: image without a label"):
+        builders.prepare("folder", tmp_path, tmp_path / "data", report=quiet)
+
+
 def test_a_share_is_drawn_with_a_seed_and_stays_when_files_are_added(tmp_path):
     raw = write(tmp_path / "raw", [f"site{i % 3}/plot.{i:03d}" for i in range(60)], as_ids)
     first = keys_of(raw, base.Options(0.25, 1))

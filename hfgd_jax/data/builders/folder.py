@@ -1,7 +1,8 @@
 """`folder`: anybody's own images and masks.
 
 SOURCE/images/**/NAME.jpg, SOURCE/masks/**/NAME.png, and either `classes.txt` (masks hold ids) or a colour
-table (masks hold colours). Images and masks belong together by their paths without suffix.
+table (masks hold colours). Images and masks belong together by their paths without suffix; where all masks
+have one more ending after the image's name, such as `_mask`, that is no part of it.
 """
 
 import hashlib
@@ -47,6 +48,8 @@ class Folder(base.SegmentationBuilder):
         images, masks = (files.first_folder(source, name, layout=cls.LAYOUT) for name in ("images", "masks"))
         pictures = files.by_key(images, IMAGE_SUFFIXES, deep=True)
         labels = files.by_key(masks, MASK_SUFFIXES, deep=True)
+        if ending := _ending(pictures, labels):
+            labels = files.by_key(masks, MASK_SUFFIXES, deep=True, ending=ending)
         files.refuse_pictures_for_labels(masks, labels, deep=True)
         if not pictures:
             raise UserError(f"{images}: no images ({', '.join(IMAGE_SUFFIXES)}) in it")
@@ -56,6 +59,16 @@ class Folder(base.SegmentationBuilder):
             records = [base.FileRecord(key, pictures.get(key), labels.get(key), read) for key in keys]
             found[name] = base.Split(records, labelled)
         return found
+
+
+def _ending(pictures: Set[str], labels: Set[str]) -> str:
+    """What all masks have after the names of images, such as `_mask`, where none has an image's very name."""
+    if not labels or any(label in pictures for label in labels):
+        return ""
+    one = min(labels)
+    whole = max((one[:end] for end in range(len(one)) if one[:end] in pictures), default=one, key=len)
+    ending = one[len(whole) :]
+    return ending if "/" not in ending and all(label.endswith(ending) for label in labels) else ""
 
 
 def _divide(source: Path, keys: Sequence[str], options: base.Options) -> dict[str, Sequence[str]]:
