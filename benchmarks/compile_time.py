@@ -10,15 +10,13 @@ import itertools
 import json
 import time
 
-import jax
-import jax.numpy as jnp
 import report
 from absl import flags
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
-from hfgd_jax import cli, sharding, train
-from hfgd_jax.system import build, make_init
+from hfgd_jax import cli, train
+from hfgd_jax.system import build
+from hfgd_jax.tools import lower
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
 flags.mark_flags_as_required(["config"])
@@ -29,17 +27,7 @@ def main(_: list[str]) -> None:
     config = _CONFIG.value
     config.loss.balance = "none"  # no data here to count classes in
     system = build(config)
-    whole = sharding.replicated(system.mesh)
-    rows = NamedSharding(system.mesh, PartitionSpec("data"))
-    state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-        jax.eval_shape(make_init(system), jax.random.PRNGKey(0)),
-    )
-    shape = (config.train.batch_size, *config.data.crop)
-    batch = {
-        "image": jax.ShapeDtypeStruct((*shape, 3), jnp.uint8, sharding=rows),
-        "label": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=rows),
-    }
+    state, batch = lower.train_arguments(system)
     times = [time.perf_counter()]
     traced = train.jit_step(system).trace(state, batch)
     times.append(time.perf_counter())

@@ -137,7 +137,7 @@ def test_table_of_the_model(tmp_path, monkeypatch, capsys):
         assert times[0] < times[1]  # communication grows with the chips, computation does not
         assert len({row.split("|")[5] for row in pair}) == 1
     values.results = str(tmp_path / "none")
-    with pytest.raises(UserError, match="no such file; benchmarks/communication.py"):
+    with pytest.raises(UserError, match=r"no such file; benchmarks/communication\.py"):
         scaling.main([])
     values.results, values.chips = str(path), ["many"]
     with pytest.raises(UserError, match="many"):
