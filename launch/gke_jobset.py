@@ -8,7 +8,7 @@
 What stands after `--` goes to hfgd_jax.main. Settings, by environment variable:
 
     NAME             of the JobSet
-    IMAGE            with hfgd_jax[tpu]: docker build -f launch/Dockerfile -t IMAGE . && docker push IMAGE
+    IMAGE            with hfgd_jax[tpu,gcs]: docker build -f launch/Dockerfile -t IMAGE . && docker push IMAGE
     ACCELERATOR      node label cloud.google.com/gke-tpu-accelerator, such as tpu-v5-lite-podslice
     TOPOLOGY         node label cloud.google.com/gke-tpu-topology: chips of the slice, such as 4x4
     CHIPS_PER_HOST   (4)

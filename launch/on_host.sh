@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the TPU launchers do on each host. Usage: on_host.sh COMMAND [-- ARGUMENTS OF hfgd_jax.main]
 #
-#   install   makes .venv beside launch/ and installs hfgd_jax with the extra $EXTRA (tpu)
+#   install   makes .venv beside launch/ and installs hfgd_jax with the extras $EXTRA (tpu,gcs)
 #   data      brings $DATA_SOURCE (gs://...) to $DATA_DIR: DATA_HOW=copy (to the disk), or mount (gcsfuse)
 #   run       runs hfgd_jax.main here and now; again after a crash, $RESTARTS times (3)
 #   start     the same, detached, with its output in $STATE/log
@@ -75,7 +75,7 @@ install() {
     [[ -x $PYTHON ]] || "${HOST_PYTHON:-python3}" -m venv "$code/.venv" ||
         fail "no Python 3.11 with venv here; set HOST_PYTHON, or: sudo apt-get install python3.11-venv"
     "$PYTHON" -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: hfgd_jax needs Python 3.11 or newer; set HOST_PYTHON and remove .venv")'
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -c "$code/constraints.txt" -e "${code}[${EXTRA:-tpu}]"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -c "$code/constraints.txt" -e "${code}[${EXTRA:-tpu,gcs}]"
 }
 
 data() {
