@@ -141,13 +141,16 @@ class _Events:
 
     def __init__(self, folder: epath.Path, purge_step: int):
         self.folder, self._staging = folder, None
-        self._parts = self._copied = 0
-        self._when = time.monotonic()
+        self._copied, self._when = 0, time.monotonic()
         if storage.is_remote(folder):
             self._staging = tempfile.TemporaryDirectory()
-        self.writer = SummaryWriter(
-            self._staging.name if self._staging else str(folder), purge_step=purge_step
-        )
+        self.writer = self._open(purge_step)
+
+    def _open(self, purge_step: int | None) -> SummaryWriter:
+        if not self._staging:
+            return SummaryWriter(str(self.folder), purge_step=purge_step)
+        name = f".{time.time_ns()}"  # TensorBoard reads the files in the order of their names
+        return SummaryWriter(self._staging.name, purge_step=purge_step, filename_suffix=name)
 
     def flush(self, *, now: bool = False) -> None:
         """Writes the events; into a bucket at most once a minute, or `now`."""
@@ -174,8 +177,7 @@ class _Events:
             self.writer.close()
             for file in files:
                 file.unlink()
-            self._parts, self._copied = self._parts + 1, 0
-            self.writer = SummaryWriter(self._staging.name, filename_suffix=f".{self._parts}")
+            self._copied, self.writer = 0, self._open(None)
 
 
 def write_metrics(workdir: epath.Path, step: int, summary: dict[str, Any]) -> None:
