@@ -77,9 +77,7 @@ def _read_weights(path):  # .safetensors: the length of a JSON header, the heade
     return weights
 
 
-def _rescale(
-    images, axis, p, q
-):  # by p / q, as areas: averages where it shrinks, interpolates where it grows
+def _rescale(images, axis, p, q):  # by p / q, as areas: averages where it shrinks, else interpolates
     n = images.shape[axis]
     if p == q:
         return images

@@ -4,6 +4,7 @@
     python -m hfgd_jax.main --workdir DIR --mode eval
     python -m hfgd_jax.main --workdir DIR --mode predict --input PHOTOS --output OUT
     python -m hfgd_jax.main --workdir DIR --mode predict --input split:test --ids raw --output OUT
+    python -m hfgd_jax.main --workdir DIR --mode export --checkpoint best --output BUNDLE
 
     python -m hfgd_jax.main ... --coordinator HOST:PORT --processes N --process I    (see `distributed.py`)
 
@@ -16,52 +17,66 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from hfgd_jax import cli, distributed, evaluate, inference, predict, sharding, tiles, train
+from hfgd_jax import cli, distributed, evaluate, export, inference, predict, sharding, storage, tiles, train
 from hfgd_jax.signals import Stop
 from hfgd_jax.system import load, open_data
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict", "export"], "What to do.")
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "eval, predict: latest, best or a step; eval: several, with commas, or watch."
+    "checkpoint", None, "eval, predict, export: latest, best or a step; eval: several, with commas, or watch."
 )
 _INPUT = flags.DEFINE_string(
     "input", None, "predict: an image, a folder of images, a glob, or split:NAME of the run's data set."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "predict: folder for masks and overlays.")
+_OUTPUT = flags.DEFINE_string("output", None, "predict: folder for masks and overlays; export: the bundle's.")
 _IDS = flags.DEFINE_enum(
     "ids",
     "train",
     ["train", "raw"],
     "predict: masks of train ids in colour, or of the data set's own label ids.",
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict: replace pictures that are already there.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict, export: replace what an earlier one wrote.")
+_DTYPES = flags.DEFINE_list("dtypes", list(export.DTYPES), "export: variants of the program.")
+_FOLD = flags.DEFINE_bool("fold_batch_norm", False, "export: fold batch norms into the convolutions before.")
 _SPLIT = "split:"
 flags.mark_flags_as_required(["workdir"])
 
 
 @flags.multi_flags_validator(
-    ["mode", "input", "output", "checkpoint", "ids"], "--mode and the other flags disagree"
+    ["mode", "input", "output", "checkpoint", "ids", "dtypes", "fold_batch_norm"],
+    "--mode and the other flags disagree",
 )
 def _flags_belong_to_mode(values: dict) -> bool:
     mode = values["mode"]
-    for name in ("input", "output"):
-        if mode == "predict" and not values[name]:
-            raise flags.ValidationError(f"--{name}: needed with --mode=predict")
-        if mode != "predict" and values[name]:
-            raise flags.ValidationError(f"--{name}={values[name]}: only with --mode=predict")
+    for name, modes in (("input", ("predict",)), ("output", ("predict", "export"))):
+        if mode in modes and not values[name]:
+            raise flags.ValidationError(f"--{name}: needed with --mode={mode}")
+        if mode not in modes and values[name]:
+            raise flags.ValidationError(f"--{name}={values[name]}: only with --mode={' or '.join(modes)}")
     if mode != "predict" and values["ids"] != "train":
         raise flags.ValidationError(f"--ids={values['ids']}: only with --mode=predict")
+    _check_export(mode, values["dtypes"], values["fold_batch_norm"])
     several = values["checkpoint"] == "watch" or "," in (values["checkpoint"] or "")
-    if mode == "predict" and several:
+    if mode in ("predict", "export") and several:
         raise flags.ValidationError(f"--checkpoint={values['checkpoint']}: only with --mode=eval; name one")
     if mode == "train" and values["checkpoint"]:
         raise flags.ValidationError(
-            f"--checkpoint={values['checkpoint']}: only with --mode=eval or predict; "
+            f"--checkpoint={values['checkpoint']}: only with --mode=eval, predict or export; "
             "training goes on from the latest"
         )
     return True
+
+
+def _check_export(mode: str, dtypes: list[str], fold_batch_norm: bool) -> None:
+    if mode != "export" and (fold_batch_norm or tuple(dtypes) != export.DTYPES):
+        name = "fold_batch_norm" if fold_batch_norm else "dtypes"
+        raise flags.ValidationError(f"--{name}: only with --mode=export")
+    if not dtypes or len(set(dtypes)) != len(dtypes) or set(dtypes) - set(export.DTYPES):
+        raise flags.ValidationError(
+            f"--dtypes={','.join(dtypes)}: want {' or '.join(export.DTYPES)}, or both"
+        )
 
 
 def with_saved_config(argv: list[str]) -> list[str]:
@@ -82,11 +97,22 @@ def main(_: list[str]) -> int:
     distributed.start()
     config, workdir = _CONFIG.value, _WORKDIR.value
     checkpoint = _CHECKPOINT.value or "latest"
+    storage.place(workdir, "--workdir", arrays=True)
     if _MODE.value == "train":
         return train.run(config, workdir)
     if _MODE.value == "eval":
         return evaluate.run(config, workdir, checkpoint)
     distributed.refuse_several(_MODE.value)
+    if _MODE.value == "export":
+        return export.run(
+            config,
+            workdir,
+            checkpoint,
+            _OUTPUT.value,
+            dtypes=_DTYPES.value,
+            fold_batch_norm=_FOLD.value,
+            overwrite=_OVERWRITE.value,
+        )
     return _predict(config, workdir, checkpoint)
 
 

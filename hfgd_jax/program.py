@@ -39,7 +39,7 @@ class Program:
 
     def __init__(self, config: ConfigDict, dtype: str):
         config = config.copy_and_resolve_references()
-        # Neither changes what is computed; with either, kernels are not converted before all else (see `uses`).
+        # Neither changes what is computed; with either, kernels are not converted first of all (see `uses`).
         config.model.backbone.update({"scan_blocks": False, "remat": False})
         self.model = build_model(config.model, config.data.num_classes, dtype)
         self.geometry, self.output_stride = config.model.geometry, config.model.output_stride

@@ -1,13 +1,14 @@
 """Who may import whom (docs/architecture.md), read from the sources; nothing is imported here."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "hfgd_jax"
-TOP = ("main", "train", "evaluate", "predict", "tools")  # what the rooms below never import
+TOP = ("main", "train", "evaluate", "predict", "export", "tools")  # what the rooms below never import
 FILES_AND_OPTIMIZERS = {
     *(
         "absl",
@@ -101,6 +102,14 @@ def test_data_knows_nothing_of_models():
 @pytest.mark.parametrize("room", ["metrics", "render", "macs", "optim", "sharding", "progress", "signals"])
 def test_the_small_rooms_stand_alone(room):
     _allow(room, "geometry", "config", "errors", "storage")
+
+
+def test_a_bundles_loader_needs_jax_and_numpy_alone():
+    outside = {name.split(".")[0] for name in _imports("hfgd_jax.loader")} - sys.stdlib_module_names
+    assert outside == {"jax", "numpy"}
+    _allow("folding", "models")
+    _allow("program", "folding", "inference", "models", "windows")
+    _allow("bundle", "errors")
 
 
 def test_nothing_uses_the_tools_or_main():
