@@ -27,7 +27,8 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "tensorflow_datasets": "tensorflow-datasets",
 }
-NOT_IMPORTED_HERE = {"array-record", "importlib-resources"}  # tensorflow-datasets imports them, undeclared
+# tensorflow-datasets imports them, jax.export the last, undeclared
+NOT_IMPORTED_HERE = {"array-record", "importlib-resources", "flatbuffers"}
 OPTIONAL = {"torch"}  # used where it is installed, told to install where it is needed
 
 
