@@ -232,7 +232,7 @@ def test_a_whole_run_in_a_bucket(bucket, tmp_path, monkeypatch):
         config = configuration.default()
         configuration.set_method(config, "hfgd")
         configuration.set_tiny(config)
-        config.data.data_dir, config.mesh.data = str(data_dir), 1
+        config.data.data_dir, config.mesh.data, config.eval.overlays = str(data_dir), 1, 1
         assert train.run(config, str(place)) == 0
         assert train.run(config, str(place)) == 0  # finds that it is done
         assert evaluate.run(config, str(place), "latest") == 0

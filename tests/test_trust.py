@@ -16,11 +16,12 @@ from PIL import Image, ImageFile
 from safetensors.numpy import save_file
 
 from hfgd_jax import predict, progress, render, saved_config, storage, weight_files
+from hfgd_jax.checkpoints import Checkpoints
 from hfgd_jax.data import builders, pictures, source
 from hfgd_jax.data.builders import base, class_lists, files
 from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.errors import UserError, escaped, printable
-from hfgd_jax.tools import sample_images
+from hfgd_jax.tools import import_weights, sample_images
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "hfgd_jax").rglob("*.py"))
@@ -395,6 +396,30 @@ def test_a_log_keeps_lines_that_are_not_its_own(tmp_path):
     storage.write_atomically(path, "")
     assert (tmp_path / "metrics.jsonl.tmp").read_text() == "mine"
     assert {item.name for item in tmp_path.iterdir()} == {"metrics.jsonl", "metrics.jsonl.tmp"}
+
+
+def test_checkpoints_remove_their_own_folders_only(tmp_path):
+    for name in ("checkpoints/notes/a.txt", "checkpoints/a.txt", "best/notes/a.txt", "damaged/a.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    before = _tree(tmp_path)
+    saved = Checkpoints(epath.Path(tmp_path), keep=1)
+    model = {"params": {"w": np.ones(3, np.float32)}, "batch_stats": {}}
+    for step in (1, 2, 3):
+        saved.save(step, model, {"step": np.int32(step)}, {"mIoU": 0.5})
+    saved.save_best(3, model, {"mIoU": 0.5})
+    saved.close()
+    after = _tree(tmp_path)
+    assert {name: after.get(name) for name in before} == before
+    assert not (tmp_path / "checkpoints" / "1").exists() and (tmp_path / "checkpoints" / "3").exists()
+
+
+def test_an_import_replaces_an_import_only(tmp_path):
+    (tmp_path / "checkpoints" / "mine").mkdir(parents=True)
+    for overwrite, says in ((False, "holds a run"), (True, r"checkpoints/mine, which is not an import's")):
+        with pytest.raises(UserError, match=says):
+            import_weights.refuse_a_run(epath.Path(tmp_path), overwrite)
+    assert (tmp_path / "checkpoints" / "mine").exists()
 
 
 def test_sample_pictures_replace_nothing(camvid_dir, tmp_path):

@@ -88,7 +88,7 @@ def import_model(source: epath.PathLike, workdir: epath.PathLike, *, overwrite: 
     given = weight_files.read_json(folder / "config.json")
     config, table = foreign.config_of(given), label_table(given, _preprocessor(folder))
     config.data.dataset = table.name
-    _refuse_a_run(workdir, overwrite)
+    refuse_a_run(workdir, overwrite)
     whole = system.build(config)
     tensors = weight_files.read(source)
     naming = foreign.upernet_naming(config.model.backbone.name)
@@ -167,8 +167,12 @@ def _preprocessor(folder: epath.Path) -> Mapping[str, Any]:
     return given
 
 
-def _refuse_a_run(workdir: epath.Path, overwrite: bool) -> None:
-    """Sees that the workdir is free, or holds nothing but an earlier import that may go."""
+def refuse_a_run(workdir: epath.Path, overwrite: bool) -> None:
+    """Sees that the workdir is free, or holds nothing but an earlier import that may go.
+
+    Raises:
+        UserError: it holds a run or files of others, or an import without `overwrite`.
+    """
     if not (workdir / "checkpoints").exists() and not (workdir / "config.json").exists():
         return
     if not overwrite:
