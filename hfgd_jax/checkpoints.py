@@ -37,9 +37,8 @@ class _Save:
 
     step: int
     start: float
-    blocked: float = 0.0  # how long the loop stood still
+    blocked: float | None = None  # how long the loop stood still
     end: float | None = None  # when it was on disk
-    told: bool = False
 
 
 class Checkpoints:
@@ -65,7 +64,8 @@ class Checkpoints:
     ):
         self.workdir = storage.absolute(epath.Path(workdir).expanduser())  # orbax wants it absolute
         self.timeout = timeout
-        self._saves: dict[str, _Save] = {}
+        self._saves: dict[str, _Save] = {}  # the last one of each folder
+        self._done: list[_Save] = []  # and not told of yet
         self._best_mean_iou: float | None = None
         self._managers = {} if read_only else {"checkpoints": self._manager("checkpoints", keep)}
         if not read_only:
@@ -130,6 +130,11 @@ class Checkpoints:
         manager, start = self._managers[folder], time.perf_counter()
         if step in manager.all_steps():
             return
+        if not storage.is_remote(self.workdir) and not (self.workdir / folder).is_dir():
+            raise UserError(  # orbax would make a new one, in which the rest of the run is missing
+                f"--workdir={self.workdir}: was removed while the run wrote to it (at step {step}); put it "
+                "back, or start again in another"
+            )
         with self._reporting(step):
             self._settle(folder)
             args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
@@ -139,13 +144,16 @@ class Checkpoints:
             save.blocked = time.perf_counter() - start
 
     def _committed(self, folder: str) -> None:
-        self._saves[folder].end = time.perf_counter()
+        save = self._saves[folder]
+        save.end = time.perf_counter()
+        if folder == "checkpoints":
+            self._done.append(save)
 
-    def finished(self) -> dict[str, float]:
-        """What is to be told of a save of `save` that has ended since the last call; empty where none has.
+    def finished(self) -> list[dict[str, float]]:
+        """What is to be told of those saves of `save` that have ended since the last call.
 
         Returns:
-            `saved_step`; `save_seconds` that the loop stood still for it; `save_total_seconds` until it was
+            Of each `saved_step`; `save_seconds` that the loop stood still for it; `save_total_seconds` until it was
             on disk. On process 0; the others know of no end.
 
         Raises:
@@ -153,15 +161,16 @@ class Checkpoints:
         """
         for folder in self._saves:
             self._check_time(folder)
-        save = self._saves.get("checkpoints")
-        if save is None or save.end is None or save.told:
-            return {}
-        save.told = True
-        return {
-            "saved_step": save.step,
-            "save_seconds": save.blocked,
-            "save_total_seconds": save.end - save.start,
-        }
+        done = [save for save in self._done if save.blocked is not None]
+        self._done = [save for save in self._done if save not in done]
+        return [
+            {
+                "saved_step": save.step,
+                "save_seconds": save.blocked,
+                "save_total_seconds": save.end - save.start,
+            }
+            for save in done
+        ]
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises UserError where it could not be written."""

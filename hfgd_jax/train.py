@@ -274,8 +274,8 @@ class Loop:
         self.watch.paused += time.perf_counter() - start
 
     def _tell_of_saves(self, step: int | None = None) -> None:
-        """A record of a save that has reached the disk, at the step (None: the present one) that sees it."""
-        if seen := self.saved.finished():
+        """Records saves that have reached the disk, at the step (None: the present one) that sees them."""
+        for seen in self.saved.finished():
             self.log.record(self.step if step is None else step, seen)
 
     def _evaluate(self) -> None:
