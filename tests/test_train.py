@@ -38,13 +38,13 @@ def random_batch(size, crop=(65, 65), classes=9, seed=0):
 def step_once(config, batch, steps=1, dtype=None):
     system = build(config)
     if dtype:
-        model = build_model(config.model, config.data.num_classes, dtype)
+        model = build_model(config.model, config.data.num_classes, dtype, system.model.constrain)
         system = dataclasses.replace(system, model=model)
     state, _ = initial_state(system)
     if dtype:
         state = state.replace(batch_stats=jax.tree.map(lambda x: x.astype(dtype), state.batch_stats))
-    whole = sharding.replicated(system.mesh)
-    step = jax.jit(train.make_train_step(system), out_shardings=(whole, None))
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    step = jax.jit(train.make_train_step(system), out_shardings=(layout, None))
     for _ in range(steps):
         state, metrics = step(state, sharding.global_batch(system.mesh, batch))
     return jax.device_get(state), jax.device_get(metrics)
@@ -65,29 +65,51 @@ def update_error(start, one, other):
     return norm(difference) / norm(step)
 
 
-def test_one_and_eight_devices_take_the_same_step(tmp_path):
+@pytest.fixture(scope="module")
+def step_of_one(tmp_path_factory):
+    """A batch, the fields of a config, the state before, and what one device makes of them."""
+    batch = random_batch(8)
+    batch["label"][0] = 255  # one device's whole share is ignored
+    fields = {"optim.name": "sgd", "optim.learning_rate": 0.1, "train.batch_size": 8}
+    config = tiny_config(tmp_path_factory.mktemp("none"), **fields)
+    start = jax.device_get(initial_state(build(config))[0])
+    with jax.enable_x64(True):
+        return batch, fields, start, *step_once(config, batch, dtype=jnp.float64)
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        {"mesh.data": 8},
+        {"mesh.data": 4, "mesh.fsdp": 2, "mesh.constrain_decoder": True},
+        {"mesh.data": 1, "mesh.fsdp": 8, "model.backbone.remat": True},
+    ],
+    ids=["data=8", "data=4,fsdp=2", "fsdp=8"],
+)
+def test_every_mesh_takes_the_step_of_one_device(step_of_one, mesh, tmp_path):
     """Batch norm, CAR centres and the divisor of the loss are global: the mesh changes nothing.
 
     In float64, where sums in another order (as the mesh makes them, or another order of the rows) do not
     flip a ReLU here and there, which in float32 changes the gradient by a percent.
     """
     assert len(jax.devices()) == 8, "conftest sets --xla_force_host_platform_device_count=8"
-    batch = random_batch(8)
-    batch["label"][0] = 255  # one device's whole share is ignored
-    fields = {"optim.name": "sgd", "optim.learning_rate": 0.1, "train.batch_size": 8}
-    start = jax.device_get(initial_state(build(tiny_config(tmp_path, **fields)))[0])
+    batch, fields, start, one, m1 = step_of_one
     with jax.enable_x64(True):
-        one, m1 = step_once(tiny_config(tmp_path, **fields), batch, dtype=jnp.float64)
-        eight, m8 = step_once(tiny_config(tmp_path, **fields | {"mesh.data": 8}), batch, dtype=jnp.float64)
+        eight, m8 = step_once(tiny_config(tmp_path, **fields | mesh), batch, dtype=jnp.float64)
     for name in m1:
         np.testing.assert_allclose(m1[name], m8[name], rtol=1e-5, err_msg=name)
     assert_close(one.batch_stats, eight.batch_stats, 1e-5, 1e-6)
     assert update_error(start.params, one.params, eight.params) < 1e-5
-    # The comparison would notice: every parameter moved, and a batch less one device's share moves elsewhere.
+
+
+def test_the_comparison_of_meshes_would_notice(step_of_one, tmp_path):
+    """Every parameter moved, and a batch less one device's share moves elsewhere."""
+    batch, fields, start, one, _ = step_of_one
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), start.params, one.params)
     assert all(jax.tree.leaves(moved))
-    batch["label"][1] = 255
-    less, _ = step_once(tiny_config(tmp_path, **fields), batch)
+    label = batch["label"].copy()
+    label[1] = 255
+    less, _ = step_once(tiny_config(tmp_path, **fields), batch | {"label": label})
     assert update_error(start.params, one.params, less.params) > 2e-2
 
 

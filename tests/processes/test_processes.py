@@ -68,7 +68,7 @@ def together(alone, tmp_path_factory, user_env):
         )
         for i in range(2)
     ]
-    printed = [process.communicate(timeout=600)[0] for process in running]
+    printed = [process.communicate(timeout=1200)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], printed
     return out, printed
 
