@@ -105,11 +105,20 @@ def _group(line: str, devices: int) -> int:
     """How many devices take part in one group of the operation."""
     if "source_target_pairs=" in line:
         return devices
+    named = re.search(r"replica_groups=mesh\[([^]]*)\][^{]*\{([^}]*)\}", line)
+    if named:  # axes of a mesh, or parts of one: 'x', 'y':(2)4
+        sizes = dict(re.findall(r"('[^']+')=(\d+)", named[1]))
+        axes = re.findall(r"('[^']+')(?::\(\d+\)(\d+))?", named[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line)
     if iota:
         return int(iota[2])
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
-    return len(listed[1].split(",")) if listed else devices
+    if listed:
+        return len(listed[1].split(","))
+    if "replica_groups={}" in line:
+        return devices
+    raise ValueError(f"groups of devices in a form that is not known here: {line.strip()[:300]}")
 
 
 def by_kind(found: Iterable[Collective]) -> dict[str, dict[str, float]]:

@@ -36,6 +36,8 @@ ENTRY %main.9 (p: f32[16]) -> f32[16] {
   %r = (f32[10]{0}, f32[6]{0}) all-reduce(%p, %q), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
   %s = (bf16[4]{0}, bf16[8]{0}) all-gather-start(%p), replica_groups={{0,1},{2,3}}, dimensions={0}
   %d = bf16[8]{0} all-gather-done(%s)
+  %n = f32[2]{0} all-to-all(%p), replica_groups=mesh['a'=2,'b'=1,'c'=4], device_ids=([4,2]T(1,0)) {'b','c'}
+  %h = f32[3]{0} all-to-all(%p), replica_groups=mesh['a'=2,'b'=4] {'a','b':(1)2}, dimensions={0}
   %c = pred[3]{0} reduce-scatter(%p), replica_groups={}, to_apply=%add
   %one = f32[5]{0} all-reduce(%p), replica_groups={{0},{1}}, to_apply=%add
   %w = (s32[], f32[16]) while(%init), condition=%condition.1, body=%body.1, {TRIPS}
@@ -50,11 +52,18 @@ def test_collectives_of_a_program_with_a_loop():
         Collective("all-gather", 16, 2, 1),
         Collective("all-gather", 32, 2, 7),
         Collective("all-reduce", 64, 4, 1),
+        Collective("all-to-all", 8, 4, 1),
+        Collective("all-to-all", 12, 4, 1),
         Collective("collective-permute", 64, 8, 1),
         Collective("reduce-scatter", 3, 8, 1),
     ]
     sums = scaling.by_kind(found)["all-gather over 2"]
     assert sums == {"count": 8, "mib": (16 + 7 * 32) / 2**20, "sent_mib": (16 + 7 * 32) / 2 / 2**20}
+
+
+def test_groups_that_cannot_be_read_are_told():
+    with pytest.raises(ValueError, match="form that is not known here: %x = f32"):
+        scaling.collectives("ENTRY %m (p: f32[]) -> f32[] {\n %x = f32[] all-reduce(%p), groups=?\n}", 8)
 
 
 @pytest.mark.parametrize(
