@@ -9,7 +9,8 @@ PY := $(VENV)/bin/python
 comma := ,
 READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 
-# Tests run on the CPU; what they compile is kept, so that the second run is faster.
+# Tests run on the CPU; what they compile is kept, so that the second run is faster. Files go to the workers in
+# their order: xdist's own puts those with few tests last, and these take longest.
 TEST = JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax \
 	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=1 $(PY) -m pytest
 
@@ -49,7 +50,7 @@ demo-compare: demo
 	@$(PY) -m hfgd_jax.tools.scores --workdirs runs/demo,runs/demo-fcn
 
 test: $(READY)
-	$(TEST) -n $(WORKERS) --dist loadfile --ignore tests/parity
+	$(TEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/parity
 
 $(VENV)/.ready-parity: $(READY)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[parity]"

@@ -232,7 +232,7 @@ def set_tiny(config: ConfigDict) -> None:
     config.loss.class_weights = ()  # they were another data set's
     config.train.update({"steps": 4, "batch_size": 2, "log_every": 1, "dtype": "float32"})
     config.optim.warmup_steps = 0
-    config.eval.update({"every": 0, "batch_size": 4})
+    config.eval.update({"every": 0, "batch_size": 4, "overlays": 0})
     config.checkpoint.every = 2
 
 

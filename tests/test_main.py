@@ -38,6 +38,11 @@ def refused(result):
 TINY = "--config=configs/demo.py:tiny"
 
 
+def slow(*values):
+    """A case that `make slow` runs."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def run(call, shapes_dir, tmp_path_factory):
     """A finished tiny run: (workdir, data_dir, what it printed)."""
@@ -97,12 +102,13 @@ def test_predict_mode(call, run, tmp_path):
     ("arguments", "says"),
     [
         ([TINY, "--config.train.stepz=3"], "stepz"),
-        ([TINY, "--config.model.upsampler=fpm"], "upsampler='fpm': unknown; one of none, sfpn, u_sfpn"),
         ([TINY, "--config.data.dataset=camvid"], "hfgd_jax.tools.prepare --dataset camvid"),
         ([], "holds no run"),
         ([TINY, "--mode=predict"], "--input: needed with --mode=predict"),
-        ([TINY, "--config.train.steps=many"], "many"),
-        ([TINY, "--config.model.backbone.weights=missing.safetensors"], "missing.safetensors"),
+        # In this process: test_config.py, test_train.py.
+        slow([TINY, "--config.model.upsampler=fpm"], "upsampler='fpm': unknown; one of none, sfpn, u_sfpn"),
+        slow([TINY, "--config.train.steps=many"], "many"),
+        slow([TINY, "--config.model.backbone.weights=missing.safetensors"], "missing.safetensors"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_refused_in_one_line(call, arguments, says, shapes_dir, tmp_path):
@@ -139,7 +145,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(call, user_env, shapes_dir, tm
         "--config.eval.overlays=0",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "hfgd_jax.main", *common, "--config.train.steps=60"],
+        [sys.executable, "-m", "hfgd_jax.main", *common, "--config.train.steps=30"],
         stdout=subprocess.PIPE,
         text=True,
         env=user_env,
@@ -149,27 +155,26 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(call, user_env, shapes_dir, tm
             process.terminate()
     process.wait(timeout=120)
     saved = Checkpoints(tmp_path, read_only=True).latest_step()
-    assert saved and saved < 60
+    assert saved and saved < 30
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
 
-    line = refused(call(*common, "--config.train.steps=60", limit=limit))
+    line = refused(call(*common, "--config.train.steps=30", limit=limit))
     assert "could not be written" in line
     assert f"still whole: [{saved - 1}, {saved}]" in line or str(saved) in line.split("still whole: ")[1]
     assert Checkpoints(tmp_path, read_only=True).latest_step() == saved
-    result = call(*common, "--config.train.steps=60")
+    result = call(*common, "--config.train.steps=30")
     assert result.returncode == 0, result.stderr
     assert f"resumed from the checkpoint of step {saved}" in result.stdout
 
 
 @pytest.mark.parametrize(
     "config",
-    ["demo.py:tiny,method=fcn", "camvid.py:tiny"]
-    + [
-        # Tiny, they differ in nothing from the first but by their names.
-        pytest.param(f"{name}.py:tiny", marks=pytest.mark.slow)
-        for name in ("ade20k", "cityscapes", "coco_stuff", "folder", "pascal_context")
+    ["demo.py:tiny,method=fcn"]
+    + [  # tiny, they differ in nothing from what `run` trains but by their names
+        slow(f"{name}.py:tiny")
+        for name in ("ade20k", "camvid", "cityscapes", "coco_stuff", "folder", "pascal_context")
     ]
     + [f"paper.py:table9/{row},tiny" for row in ("sa_car_d8", "hfgd_os2")]
     + [f"paper.py:{row},tiny" for row in ("table6/swin_l_u_sfpn", "table10/hfgd_os4_stronger")],

@@ -75,7 +75,7 @@ def splits_of(dataset, raw, tmp_path, trains=False):
 
 
 def train_and_score(dataset, tmp_path, splits):
-    """One step of a tiny FCN, its evaluation, and the evaluation once more, by itself."""
+    """One step of a tiny FCN and its evaluation; where a split has no labels, once more by itself."""
     config = configuration.default()
     configuration.set_method(config, "fcn")
     configuration.set_tiny(config)
@@ -88,8 +88,9 @@ def train_and_score(dataset, tmp_path, splits):
     assert first["step"] == 1 and set(first["per_class"]) == set(splits["train"].table.classes)
     seen = sum(iou is not None for iou in first["per_class"].values())
     assert first["mIoU"] is not None and seen > 1
-    assert evaluate.run(config, str(tmp_path / "run"), "latest") == 0
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == first
+    if not all(split.labelled for split in splits.values()):
+        assert evaluate.run(config, str(tmp_path / "run"), "latest") == 0
+        assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == first
 
 
 def assert_labels(split, raws, expected):
