@@ -153,8 +153,8 @@ class Checkpoints:
         """What is to be told of those saves of `save` that have ended since the last call.
 
         Returns:
-            Of each `saved_step`; `save_seconds` that the loop stood still for it; `save_total_seconds` until it was
-            on disk. On process 0; the others know of no end.
+            Of each: `saved_step`; `save_seconds` that the loop stood still for it; `save_total_seconds` until
+            it was on disk. On process 0; the others know of no end.
 
         Raises:
             StuckError: a save has been going on for longer than the timeout.
@@ -162,7 +162,8 @@ class Checkpoints:
         for folder in self._saves:
             self._check_time(folder)
         done = [save for save in self._done if save.blocked is not None]
-        self._done = [save for save in self._done if save not in done]
+        for save in done:
+            self._done.remove(save)  # in place: the background adds to it
         return [
             {
                 "saved_step": save.step,

@@ -111,14 +111,14 @@ class Split:
     def _read(self, index: int) -> dict[str, bytes]:
         if not 0 <= index < self._length:
             raise IndexError(f"{self.dataset} {self.split}: no record {index}; there are {self._length}")
-        if self._records is None:
-            with self._lock:
-                if self._records is None:
-                    skip = tfds.decode.SkipDecoding()
-                    self._records = tfds.builder_from_directory(self.folder).as_data_source(
-                        self.split, decoders={"image": skip, "label": skip}
-                    )
         try:
+            if self._records is None:  # the files may have gone since the split was opened
+                with self._lock:
+                    if self._records is None:
+                        skip = tfds.decode.SkipDecoding()
+                        self._records = tfds.builder_from_directory(self.folder).as_data_source(
+                            self.split, decoders={"image": skip, "label": skip}
+                        )
             return self._records[index]
         except Exception as error:  # array_record and protobuf raise their own kinds
             raise self._corrupt(index, None, f"it cannot be read ({error})") from None
