@@ -75,6 +75,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,
+            # Saves of both folders may be under way at once: each has barriers of its own.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder),
             async_options=ocp.options.AsyncOptions(
                 timeout_secs=max(1, math.ceil(self.timeout)),
                 post_finalization_callback=lambda: self._committed(folder),

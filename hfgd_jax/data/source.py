@@ -119,9 +119,12 @@ class Split:
                         self._records = tfds.builder_from_directory(self.folder).as_data_source(
                             self.split, decoders={"image": skip, "label": skip}
                         )
-            return self._records[index]
+            record = self._records[index]
         except Exception as error:  # array_record and protobuf raise their own kinds
             raise self._corrupt(index, None, f"it cannot be read ({error})") from None
+        if record["id"] is None:  # what a file gives that was cut short after it was opened
+            raise self._corrupt(index, None, "it cannot be read (it is empty)")
+        return record
 
     def _corrupt(self, index: int, record: Mapping[str, bytes] | None, what: str) -> CorruptRecordError:
         name = "unknown" if record is None else repr(_text(record["id"]))
