@@ -68,7 +68,7 @@ def test_the_five_commands(tmp_path, user_env):
         )
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         printed.append(done.stdout)
-    assert printed[0].endswith("no problems found\nits config: configs/folder.py:classes=3,images=90x66\n")
+    assert printed[0].endswith("no problems found\nits config: configs/folder.py:classes=3,images=90x71\n")
     assert (tmp_path / "data" / "folder").is_dir()
     run = tmp_path / "runs" / "mine"
     with Image.open(run / "samples.png") as image:
