@@ -88,7 +88,7 @@ def sample(
         position = (position + 0.5) / output_stride - 0.5
         last = jnp.ceil(image / windows.COARSEST) * (windows.COARSEST // output_stride) - 1
     position = jnp.clip(position, 0, last)
-    weights = jnp.maximum(0, 1 - jnp.abs(position[..., None] - jnp.arange(logits.shape[1 + axis])))
+    weights = jnp.maximum(0.0, 1 - jnp.abs(position[..., None] - jnp.arange(logits.shape[1 + axis])))
     equation = "boh,bhwk->bowk" if axis == 0 else "bow,bhwk->bhok"
     return jnp.einsum(equation, weights, logits, precision=jax.lax.Precision.HIGHEST)
 

@@ -29,15 +29,17 @@ IMAGE = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.uint8)
 
 # Runs a bundle's loader where nothing but jax, numpy and what they need can be imported.
 ALONE = """
-import sys
+import importlib.metadata, importlib.util, sys
 
 class Wall:
-    allowed = {"jax", "jaxlib", "jax_plugins", "numpy", "ml_dtypes", "flatbuffers", "opt_einsum", "scipy"}
+    needed = {"jax", "jaxlib", "numpy", "ml_dtypes", "flatbuffers", "opt_einsum", "scipy"}
+    others = {"hfgd_jax", *importlib.metadata.packages_distributions()} - needed
 
     def find_spec(self, name, path=None, target=None):
-        top = name.split(".")[0]
-        if top not in self.allowed | sys.stdlib_module_names | {"loader"} and top[0] != "_":
-            raise ImportError(f"not here: {name}")
+        return importlib.util.spec_from_loader(name, self) if name.split(".")[0] in self.others else None
+
+    def create_module(self, spec):
+        raise ImportError(f"not here: {spec.name}")
 
 sys.meta_path.insert(0, Wall())
 sys.path.insert(0, sys.argv[1])
