@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
 
 from hfgd_jax import sharding
 from hfgd_jax.errors import UserError
@@ -66,7 +67,8 @@ def read(folder: epath.Path, wanted: Mapping[str, Tree]) -> dict[str, Tree]:
 
     Args:
         folder: of the step.
-        wanted: by the item's name, a tree of `jax.ShapeDtypeStruct` with the shardings to restore to.
+        wanted: by the item's name, a tree of `jax.ShapeDtypeStruct` with the shardings to restore to (None: the
+            first device of this process).
 
     Raises:
         DamagedError: on every process, where one of them cannot read it, or a leaf is not what was saved.
@@ -95,9 +97,14 @@ def read(folder: epath.Path, wanted: Mapping[str, Tree]) -> dict[str, Tree]:
 
 
 def _restore(folder: epath.Path, item: str, tree: Tree) -> Tree:
+    # What has no place goes to this process's first device: where it was saved from need not be here.
+    first = SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or first), tree
+    )
     handler = ocp.StandardCheckpointHandler()
     try:
-        return handler.restore(folder / item, args=ocp.args.StandardRestore(tree))
+        return handler.restore(folder / item, args=ocp.args.StandardRestore(placed))
     except (jax.errors.JaxRuntimeError, MemoryError):  # out of memory: nothing is wrong with the files
         raise
     except Exception as error:  # tensorstore and orbax raise many kinds
