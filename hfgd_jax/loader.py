@@ -22,7 +22,7 @@ _TYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jax.numpy.bfloat16)}
 class Model:
     """A bundle's model. `classes` are its classes' names, `palette` their colours, uint8 `[k, 3]`."""
 
-    def __init__(self, folder, dtype):
+    def __init__(self, folder: str | Path, dtype: str):
         files = json.loads((Path(folder) / "manifest.json").read_text())["variants"].get(dtype)
         if files is None:
             raise ValueError(f"{folder}: has no {dtype} variant")
@@ -30,11 +30,11 @@ class Model:
         table = json.loads((Path(folder) / "labels.json").read_text())
         self.classes, self.palette = table["classes"], np.array(table["palette"], np.uint8)
         self.scale = self.manifest["input"]["scale"]
-        self._weights = jax.device_put(_read_weights(Path(folder) / files["weights"]))
+        self.weights = jax.device_put(_read_weights(Path(folder) / files["weights"]))
         program = export.deserialize(bytearray((Path(folder) / files["program"]).read_bytes()))
         self._run = jax.jit(lambda output, *arguments: program.call(*arguments)[output], static_argnums=0)
 
-    def __call__(self, images, logits=False):
+    def __call__(self, images: np.ndarray, logits: bool = False) -> np.ndarray:
         """Masks `[b, h, w]`, or their float32 logits `[b, h, w, k]`. Sizes compile in steps of 32."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
             raise ValueError(f"images {images.dtype} {images.shape}: want uint8 [b, h, w, 3]")
@@ -48,15 +48,15 @@ class Model:
         sides = [max(1, -(-(side - extra) // m)) * m + extra for side in images.shape[1:3]]
         padded = np.tile(np.array(given["padding"], np.uint8), (len(images), *sides, 1))
         padded[:, : images.shape[1], : images.shape[2]] = images
-        return np.asarray(self._run(int(logits), self._weights, padded, *places))[:, :height, :width]
+        return np.asarray(self._run(int(logits), self.weights, padded, *places))[:, :height, :width]
 
 
-def load(folder, dtype="float32"):
+def load(folder: str | Path, dtype: str = "float32") -> Model:
     """The `Model` of a bundle. ValueError: no such variant, or a file is not the one that was exported."""
     return Model(folder, dtype)
 
 
-def verify(folder, names=None):
+def verify(folder: str | Path, names: list[str] | None = None) -> dict:
     """The manifest of a bundle, once these files (None: all) have the hashes that it tells."""
     root = Path(folder).resolve()
     manifest = json.loads((root / "manifest.json").read_text())

@@ -24,6 +24,7 @@ from hfgd_jax.errors import UserError
 from hfgd_jax.geometry import resize
 from hfgd_jax.models.backbones import convnext, resnet, swin
 from hfgd_jax.program import Program, flatten
+from hfgd_jax.tools import export_onnx
 
 IMAGE = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.uint8)
 
@@ -39,7 +40,7 @@ class Wall:
         return importlib.util.spec_from_loader(name, self) if name.split(".")[0] in self.others else None
 
     def create_module(self, spec):
-        raise ImportError(f"not here: {spec.name}")
+        raise ModuleNotFoundError(f"not here: {spec.name}")
 
 sys.meta_path.insert(0, Wall())
 sys.path.insert(0, sys.argv[1])
@@ -441,6 +442,20 @@ def test_a_nan_is_no_agreement():
     wanted = [(pictures(1, 2, 2), np.ones((1, 2, 2, 3), np.float32))]
     found = export.difference(lambda images: np.full((1, 2, 2, 3), np.nan, np.float32), wanted)
     assert not found["max_difference"] <= export.BOUND
+
+
+def test_onnx_says_what_it_needs(exported, tmp_path, monkeypatch):
+    """What converts is not installed where the tests run; docs/export.md has the figures."""
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(UserError, match=r"jax2onnx.*see docs/export\.md"):
+        export_onnx.convert(exported[0], (65, 97), 1, tmp_path / "m.onnx")
+    with pytest.raises(UserError, match="--size=64x97: not on the model's grid; use 65x97"):
+        export_onnx.at_size(exported[0], (64, 97), 1)
+    with pytest.raises(UserError, match="cannot be read"):
+        export_onnx.at_size(tmp_path, (65, 97), 1)
+    function, argument = export_onnx.at_size(exported[0], (65, 97), 2)
+    masks, logits = jax.eval_shape(function, argument)
+    assert masks.shape == (2, 65, 97) and logits.shape == (2, 65, 97, 9)
 
 
 DEFAULTS = {"mode": "export", "input": None, "output": "b", "checkpoint": None, "ids": "train"}

@@ -29,7 +29,8 @@ DISTRIBUTIONS = {
 }
 # tensorflow-datasets imports them, jax.export the last, undeclared
 NOT_IMPORTED_HERE = {"array-record", "importlib-resources", "flatbuffers"}
-OPTIONAL = {"torch"}  # used where it is installed, told to install where it is needed
+# Used where they are installed, told to install where they are needed.
+OPTIONAL = {"torch", "jax2onnx", "onnx", "onnxruntime"}
 
 
 def _lines(name):
