@@ -67,7 +67,7 @@ def read(folder: epath.Path, wanted: Mapping[str, Tree]) -> dict[str, Tree]:
 
     Args:
         folder: of the step.
-        wanted: by the item's name, a tree of `jax.ShapeDtypeStruct` with the shardings to restore to (None: the
+        wanted: by the item's name, a tree of `jax.ShapeDtypeStruct` with shardings to restore to (None: the
             first device of this process).
 
     Raises:
