@@ -194,6 +194,11 @@ def widened(found: Iterable[Collective], *, data: int, fsdp: int, chips: int) ->
     return [dataclasses.replace(item, group=groups.get(item.group, item.group)) for item in found]
 
 
+def gathers_batch(found: Iterable[Collective], *, data: int, fsdp: int) -> bool:
+    """Whether a step gathers over the whole mesh: what it gathers would grow with the chips, too."""
+    return data > 1 and fsdp > 1 and any(i.kind == "all-gather" and i.group == data * fsdp for i in found)
+
+
 def step_seconds(flops: float, found: Iterable[Collective], chip: Chip) -> tuple[float, float]:
     """Model of a step's seconds: computation, and communication with nothing of it hidden behind the other.
 
@@ -243,10 +248,17 @@ def main(_: Sequence[str]) -> int:
         ) from None
     except ValueError as error:
         raise UserError(f"--results={path}, --chips={','.join(flags.FLAGS.chips)}: {error}") from None
-    known = [r for r in results if r["mesh"]["data"] > r["mesh"]["fsdp"]]
+    known, unknown = [], []
+    for result in results:
+        mesh, found = result["mesh"], [Collective(*item) for item in result["collectives"]]
+        unfit = mesh["data"] <= mesh["fsdp"] or gathers_batch(found, **mesh)
+        (unknown if unfit else known).append(result)
     print(table(known, chips))
+    print()
+    for result in unknown:
+        print(f"left out, since it does not tell of more chips: {result['config']}, mesh {result['mesh']}")
     print(
-        f"\nassumed: {UTILISATION:.0%} of the peak; {LATENCY * 1e6:.0f} us a collective and doubling of chips"
+        f"assumed: {UTILISATION:.0%} of the peak; {LATENCY * 1e6:.0f} us a collective and doubling of chips"
     )
     for name, chip in CHIPS.items():
         print(f"{name}: {chip.peak / 1e12:.0f} TFLOP/s in bfloat16; {chip.source}")

@@ -131,16 +131,19 @@ def test_table_of_the_model(tmp_path, monkeypatch, capsys):
         "mesh": {"data": 8, "fsdp": 1},
         "flops": 1e12,
         "collectives": [["all-reduce", 10**8, 8, 1]],
+        "config": "configs/x.py",
     }
     other = line | {"mesh": {"data": 1, "fsdp": 8}}  # tells nothing of more chips
     path = tmp_path / "results.jsonl"
-    path.write_text(json.dumps(line) + "\n" + json.dumps(other) + "\n")
+    gathers = line | {"mesh": {"data": 4, "fsdp": 2}, "collectives": [["all-gather", 10**8, 8, 1]]}
+    path.write_text("".join(json.dumps(result) + "\n" for result in (line, other, gathers)))
     values = type("Values", (), {"results": str(path), "chips": ["8", "512"]})
     monkeypatch.setattr(scaling.flags, "FLAGS", values)
     assert scaling.main([]) == 0
     out = capsys.readouterr().out
     rows = [row for row in out.splitlines() if row.startswith("| resnet50")]
     assert len(rows) == 2 * len(scaling.CHIPS) and "assumed: 35% of the peak" in out
+    assert out.count("left out") == 2 and "mesh {'data': 4, 'fsdp': 2}" in out
     for pair in zip(rows[::2], rows[1::2], strict=True):
         times = [float(row.split("|")[6]) for row in pair]
         assert times[0] < times[1]  # communication grows with the chips, computation does not
