@@ -10,6 +10,7 @@ Where the processes come from is read from the flags, or from the environment th
 
 import dataclasses
 import importlib.util
+import itertools
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from absl import flags
 from jax.experimental import multihost_utils
 
@@ -39,6 +41,8 @@ _EXPECT_DEVICES = flags.DEFINE_integer(
     "expect_devices", 0, "Devices that all hosts must have together; 0: whatever is there.", lower_bound=0
 )
 
+_PATIENCE = 3600.0  # seconds that processes wait for each other where they meet
+_meetings = itertools.count()
 _GRACE = 3.0  # seconds that process 0, whom the others cannot do without, waits for them to fail as well
 
 
@@ -178,6 +182,18 @@ def _check_devices(expected: int) -> None:
             f"{jax.process_count()} process(es), {jax.local_device_count()} on this one "
             f"(process {jax.process_index()}). Is a host missing, or JAX without its accelerator's plugin?"
         )
+
+
+def meet(name: str) -> None:
+    """Returns when every process has come here; for all of them to call.
+
+    Collectives wait for the others, too, but some (gloo's, on CPUs) for half a minute only, which is less
+    than one process may need for what it does alone: compiling, drawing.
+    """
+    if jax.process_count() > 1:
+        number = next(_meetings)  # a barrier's name counts once
+        wait = ocp.multihost.get_barrier_sync_fn()
+        wait(key=f"{name}_{number}", timeout_ms=int(_PATIENCE * 1000))
 
 
 def agree(name: str, text: str) -> None:

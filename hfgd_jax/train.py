@@ -194,6 +194,7 @@ class Loop:
         start = time.perf_counter()
         compiled = compile_step(self.system, self.state, batch)
         needed = check_memory(compiled, self.config, self.system.mesh)
+        distributed.meet("compiled")
         self.log.say(
             f"compiled the training step in {time.perf_counter() - start:.1f} s; "
             f"{needed / 2**30:.2f} GiB per device"
@@ -294,6 +295,7 @@ class Loop:
         self.log.evaluated(self.step, summary)
         with self.heart.paused():
             self._draw()
+            distributed.meet("drawn")
             best = self.saved.best_mean_iou()
             if best is None or (summary["mIoU"] or 0.0) > best:
                 self.saved.save_best(self.step, self.state.model, self._meta(mIoU=summary["mIoU"] or 0.0))
