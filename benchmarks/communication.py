@@ -4,8 +4,8 @@
 
 The step is compiled for `--devices` devices of this machine's CPU (8), with an accelerator's branches where a
 layer has some of its own for CPUs, and its collectives are read from the compiled program. Prints one JSON
-line: machine, versions, config, mesh, GiB and FLOPs of each device, its collectives (kind, bytes of the
-result, devices of a group, times in a step) and their sums by kind.
+line: machine, versions, config, mesh, GiB of each device, FLOPs as XLA counts them, multiply-accumulates of
+an image's inference, collectives (kind, bytes of the result, devices of a group, times in a step), sums by kind.
 """
 
 import collections
@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from hfgd_jax import cli, train
 from hfgd_jax.system import build
-from hfgd_jax.tools import lower, scaling
+from hfgd_jax.tools import lower, macs, scaling
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
 _DEVICES = flags.DEFINE_integer("devices", 8, "Devices to compile for.", lower_bound=1)
@@ -59,6 +59,7 @@ def main(_: list[str]) -> None:
             "temporary": round(memory.temp_size_in_bytes / 2**30, 3),
         },
         "flops": float(compiled.cost_analysis()["flops"]),
+        "macs_per_image": sum(macs.inference_macs(config, tuple(config.data.crop))[0].values()),
         "collectives": [[*key, times] for key, times in sorted(alike.items())],
         "by_kind": {
             kind: {name: round(value, 3) for name, value in row.items()}

@@ -125,11 +125,17 @@ def test_model_of_a_step():
     assert far == pytest.approx(1.5 + 2 * 0.5 * 0.25e9 / 1e8 + 3 * scaling.LATENCY)
 
 
+def test_flops_of_a_device():
+    result = {"batch": [16, 1, 1], "mesh": {"data": 4, "fsdp": 2}, "macs_per_image": 10}
+    assert scaling.model_flops(result) == 2 * 60  # two images, two FLOPs, forward and twice that backward
+
+
 def test_table_of_the_model(tmp_path, monkeypatch, capsys):
     line = {
         "model": {"backbone": {"name": "resnet50"}},
         "mesh": {"data": 8, "fsdp": 1},
-        "flops": 1e12,
+        "batch": [16, 513, 513],
+        "macs_per_image": 10**11,
         "collectives": [["all-reduce", 10**8, 8, 1]],
         "config": "configs/x.py",
     }
@@ -164,7 +170,7 @@ def test_a_step_adds_up_every_gradient(user_env):
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["mesh"] == {"data": 4, "fsdp": 1} and result["flops"] > 1e8
+    assert result["mesh"] == {"data": 4, "fsdp": 1} and result["flops"] > result["macs_per_image"] > 1e7
     added = result["by_kind"]["all-reduce over 4"]
     state = result["gib_per_device"]["state_and_batch"] * 1024  # parameters and two moments, MiB
     assert state / 3 * 0.9 < added["mib"] < state
