@@ -5,7 +5,8 @@
 The step is compiled for `--devices` devices of this machine's CPU (8), with an accelerator's branches where a
 layer has some of its own for CPUs, and its collectives are read from the compiled program. Prints one JSON
 line: machine, versions, config, mesh, GiB of each device, FLOPs as XLA counts them, multiply-accumulates of
-an image's inference, collectives (kind, bytes of the result, devices of a group, times in a step), sums by kind.
+an image's inference, collectives (kind, bytes of the result, devices of a group, times in a step) and their
+sums by kind.
 """
 
 import collections
