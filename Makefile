@@ -14,7 +14,7 @@ READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 TEST = JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax \
 	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=1 $(PY) -m pytest
 
-.PHONY: help venv demo demo-compare test parity slow lint format
+.PHONY: help venv demo demo-compare test parity slow chaos lint format
 
 help:
 	@echo "make demo          train, evaluate and predict on an embedded data set, in minutes on two cores"
@@ -22,6 +22,7 @@ help:
 	@echo "make test          the tests"
 	@echo "make parity        the comparisons with torch, torchvision, timm and transformers (installs them)"
 	@echo "make slow          the long proofs"
+	@echo "make chaos         a run of two processes, killed thirty times, against one left alone"
 	@echo "make lint          what a commit must pass"
 	@echo "make format        formats the code"
 
@@ -60,7 +61,10 @@ parity: $(VENV)/.ready-parity
 	$(TEST) tests/parity
 
 slow: $(READY)
-	$(TEST) -m slow --ignore tests/parity
+	$(TEST) -m slow --ignore tests/parity --ignore tests/test_chaos.py
+
+chaos: $(READY)
+	$(TEST) -m slow -s tests/test_chaos.py
 
 lint: $(READY)
 	$(PY) -m ruff check .

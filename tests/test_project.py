@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hfgd_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-TARGETS = ("demo", "demo-compare", "test", "parity", "slow", "lint", "format")
+TARGETS = ("demo", "demo-compare", "test", "parity", "slow", "chaos", "lint", "format")
 
 # Where the name to import is not the name to install.
 DISTRIBUTIONS = {
