@@ -34,6 +34,7 @@ class Rule(NamedTuple):
 
 # The first rule that fits a leaf decides. A momentum has its parameter's name at its end, and so its place.
 RULES = (
+    Rule(r"(^|/)depthwise/kernel$", 0, False),  # small; split, XLA would split the features by channel too
     Rule(r"(^|/)kernel$", 2**14, True),  # below, a gather costs more than the memory that it saves
     Rule(r"", 0, False),
 )
