@@ -69,7 +69,7 @@ class Batches(Iterator[Batch]):
             self._stuck = True
             raise StuckError(
                 f"config.data.timeout={self._timeout:g}: {self._name}, batch {self._number}: no batch for so "
-                "many seconds; a worker or the disk hangs. See to it, or allow more seconds, and run the same "
+                "many seconds; a worker or the disk hangs. See to it or allow more seconds, and run the same "
                 "command again"
             ) from None
         except RuntimeError as error:
@@ -92,7 +92,7 @@ class Batches(Iterator[Batch]):
         if self._most_corrupt and self._corrupt >= self._most_corrupt:
             raise UserError(
                 f"{self._name}, batch {self._number - 1}: {self._corrupt} records one after the other cannot "
-                "be read, which is more than config.data.skip_corrupt is for; was the data set removed or cut "
+                "be read: more than config.data.skip_corrupt is for. Was the data set removed or cut "
                 "short?"
             )
 
@@ -140,7 +140,7 @@ def train_batches(
 
     Raises:
         UserError: the split is empty or has no labels, or the batch cannot be shared out. From `next`, unless
-            `data_config.skip_corrupt`: a record cannot be read (CorruptRecordError names it). See also `Batches`.
+            `data_config.skip_corrupt`: a record cannot be read (CorruptRecordError names it). See `Batches`.
     """
     rows = _rows(batch_size, process_index, process_count)
     if not split.labelled:
