@@ -1,6 +1,5 @@
 """Real processes, started here: they restore, score and train what one process does."""
 
-import json
 import socket
 import subprocess
 import sys
@@ -8,31 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from worker import flat, restored, scored
+from worker import flat, restored, scored, trained
 
+from hfgd_jax import checkpoints, metrics
 from hfgd_jax import config as configuration
-from hfgd_jax import train
 from hfgd_jax.data import builders
 from hfgd_jax.data.builders import shapes
 from hfgd_jax.data.source import open_split
+from hfgd_jax.system import build, initial_state
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = WORKER.parent.parent.parent
-STEPS = 20
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+STEPS, IMAGES = 20, 11  # eleven: no number of devices or processes divides them
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A run of one process with eight devices: its config, workdir, and what it restores and scores."""
+    """A config on eight devices of this process, and a folder with its data and a checkpoint of step 0."""
     folder = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "SPLITS", {"train": 24, "val": 11})  # eleven: no device or process divides them
+        patch.setattr(shapes, "SPLITS", {"train": 24, "val": IMAGES})
         builders.prepare("shapes", None, folder / "data", report=lambda line: None)
     config = configuration.default()
     configuration.set_method(config, "hfgd")
@@ -40,23 +34,27 @@ def alone(tmp_path_factory):
     config.data.data_dir = str(folder / "data")
     config.train.update({"steps": STEPS, "batch_size": 8})
     config.optim.update({"name": "sgd", "learning_rate": 0.01})
-    config.checkpoint.every = STEPS
-    config.eval.overlays = 1
     (folder / "config.json").write_text(configuration.to_json(config))
-    assert train.run(config, str(folder / "run")) == 0
+    state, _ = initial_state(build(config))
+    saved = checkpoints.Checkpoints(folder / "run")
+    table = open_split(config.data.data_dir, "shapes", "val").table
+    saved.save(0, state.model, state.training, checkpoints.meta(0, config, table))
+    saved.close()
     return config, folder
 
 
 @pytest.fixture(scope="module")
 def together(alone, tmp_path_factory, user_env):
-    """What two processes with four devices each make of the same, on a mesh of 4 x 2."""
+    """A folder with what two processes of four devices each make of the same, on a mesh of 4 x 2."""
     _, folder = alone
     out = tmp_path_factory.mktemp("together")
     devices = f"{user_env['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
-    env, port = user_env | {"XLA_FLAGS": devices, "PYTHONPATH": str(ROOT)}, free_port()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [sys.executable, str(WORKER), f"--coordinator=127.0.0.1:{port}", "--processes=2"]
     command += ["--expect_devices=8"]
-    rest = [str(folder / "config.json"), str(folder / "run"), str(STEPS), str(out), '{"data": 4, "fsdp": 2}']
+    rest = [str(folder / "config.json"), str(folder / "run"), "0", str(out), '{"data": 4, "fsdp": 2}']
     running = [
         subprocess.Popen(
             [*command, f"--process={i}", "--", *rest],
@@ -64,59 +62,57 @@ def together(alone, tmp_path_factory, user_env):
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
-            env=env,
+            env=user_env | {"XLA_FLAGS": devices, "PYTHONPATH": str(ROOT)},
         )
         for i in range(2)
     ]
-    printed = [process.communicate(timeout=1200)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0], printed
-    return out, printed
+    printed = [process.communicate(timeout=900)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(printed)
+    return out
+
+
+def of_both(folder, name):
+    """What each of the two processes wrote, by name."""
+    for process in range(2):
+        with np.load(folder / f"{process}_{name}.npz") as arrays:
+            yield dict(arrays)
+
+
+def assert_identical(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
 
 
 def test_a_checkpoint_is_restored_bit_by_bit_on_any_mesh(alone, together):
     config, folder = alone
-    wanted = None
-    for mesh in ({"data": 8}, {"data": 1}, {"data": 1, "fsdp": 4}):
+    wanted = flat(restored(config, folder / "run", 0)[1])
+    for mesh in ({"data": 1}, {"data": 1, "fsdp": 4}):
         here = config.copy_and_resolve_references()
         here.mesh.update(mesh)
-        _, model, training = restored(here, folder / "run", STEPS)
-        state = flat({"model": model, "training": training})
-        wanted = wanted or state
-        assert state.keys() == wanted.keys()
-        assert all(np.array_equal(state[name], wanted[name]) for name in wanted), mesh
-    for process in range(2):
-        with np.load(together[0] / f"state_{process}.npz") as state:
-            assert set(state.files) == wanted.keys()
-            assert all(np.array_equal(state[name], wanted[name]) for name in wanted), process
+        assert_identical(flat(restored(here, folder / "run", 0)[1]), wanted)
+    for state in of_both(together, "state"):
+        assert_identical(state, wanted)
 
 
 def test_every_image_is_scored_exactly_once(alone, together):
     config, folder = alone
-    system, model, _ = restored(config, folder / "run", STEPS)
-    wanted = scored(config, system, model)
+    system, state = restored(config, folder / "run", 0)
+    wanted = scored(config, system, state["model"])
     split = open_split(config.data.data_dir, "shapes", "val")
-    assert len(split) == 11
-    assert wanted.sum() == sum((split.label(i) != 255).sum() for i in range(11))
-    for process in range(2):
-        np.testing.assert_array_equal(np.load(together[0] / f"matrix_{process}.npy"), wanted)
-
-
-def losses(workdir):
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return np.array([line["loss"] for line in lines if "loss" in line])
+    assert len(split) == IMAGES
+    assert wanted.sum() == sum((split.label(i) != 255).sum() for i in range(IMAGES))
+    assert metrics.summarize(wanted, split.table.classes)["mIoU"] > 0
+    for score in of_both(together, "score"):
+        np.testing.assert_array_equal(score["matrix"], wanted)
 
 
 def test_two_processes_train_like_one(alone, together):
-    config, folder = alone
-    out, printed = together
-    one, two = losses(folder / "run"), losses(out / "run")
-    assert one.shape == (STEPS,)
-    print("loss", np.max(np.abs(one - two) / one))
-    ours, theirs = (flat(restored(config, w, STEPS)[1]) for w in (folder / "run", out / "run"))
-    for name in ours:
-        scale = np.linalg.norm(ours[name])
-        print(name, np.linalg.norm(ours[name] - theirs[name]) / scale)
-    np.testing.assert_allclose(two, one, rtol=1e-5)
-    # Only process 0 talks and draws.
-    assert "finished at step" in printed[0] and "finished" not in printed[1]
-    assert len(list((out / "run" / "images").rglob("*.png"))) == 1
+    losses, model = trained(alone[0])
+    assert losses.shape == (STEPS,) and np.ptp(losses) > 0.1
+    for found in of_both(together, "losses"):
+        np.testing.assert_allclose(found["losses"], losses, rtol=1e-5)
+    for found in of_both(together, "model"):
+        assert found.keys() == model.keys()
+        for name, want in model.items():
+            assert np.linalg.norm(found[name] - want) <= 1e-5 * np.linalg.norm(want), name
