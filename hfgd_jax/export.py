@@ -1,7 +1,7 @@
 """A run's model as a bundle that others can run: what it reads, lowered for every platform, and checked.
 
 The command compares what it wrote, read back, with the model as evaluation runs it, and leaves a bundle only
-where the two agree. What is in a bundle: `bundle.py`, docs/export.md.
+where the two agree. What is in a bundle: `bundles/bundle.py`, docs/export.md.
 """
 
 import importlib.metadata
@@ -20,9 +20,11 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
-from hfgd_jax import bundle, loader, sharding
 from hfgd_jax import config as configuration
-from hfgd_jax import program as programs
+from hfgd_jax import sharding
+from hfgd_jax.bundles import bundle, loader
+from hfgd_jax.bundles import program as programs
+from hfgd_jax.bundles.program import Program
 from hfgd_jax.checkpoints import Checkpoints
 from hfgd_jax.data import augment, buckets, pipeline
 from hfgd_jax.data.labels import LabelTable
@@ -30,7 +32,6 @@ from hfgd_jax.errors import UserError
 from hfgd_jax.geometry import grid_size
 from hfgd_jax.inference import Inference
 from hfgd_jax.models import backbones, build_model
-from hfgd_jax.program import Program
 from hfgd_jax.system import load
 from hfgd_jax.windows import COARSEST
 
@@ -121,7 +122,10 @@ def known_mean_iou(workdir: str, checkpoint: str, step: int) -> float | None:
     metrics = epath.Path(workdir) / "metrics.json"
     if best is not None or not metrics.exists():
         return best
-    last = json.loads(metrics.read_text())
+    try:
+        last = json.loads(metrics.read_text())
+    except ValueError:  # cut short by a full disk
+        return None
     return last["mIoU"] if last["step"] == step else None
 
 

@@ -15,15 +15,16 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 from jax import export as jax_export
 
-from hfgd_jax import bundle, export, folding, loader, main, program
 from hfgd_jax import config as configuration
+from hfgd_jax import export, main
+from hfgd_jax.bundles import bundle, folding, loader, program
+from hfgd_jax.bundles.program import Program, flatten
 from hfgd_jax.checkpoints import Checkpoints, meta
 from hfgd_jax.data import augment
 from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
 from hfgd_jax.geometry import resize
 from hfgd_jax.models.backbones import convnext, resnet, swin
-from hfgd_jax.program import Program, flatten
 from hfgd_jax.tools import export_onnx
 
 IMAGE = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.uint8)

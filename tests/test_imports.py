@@ -105,11 +105,9 @@ def test_the_small_rooms_stand_alone(room):
 
 
 def test_a_bundles_loader_needs_jax_and_numpy_alone():
-    outside = {name.split(".")[0] for name in _imports("hfgd_jax.loader")} - sys.stdlib_module_names
+    outside = {name.split(".")[0] for name in _imports("hfgd_jax.bundles.loader")} - sys.stdlib_module_names
     assert outside == {"jax", "numpy"}
-    _allow("folding", "models")
-    _allow("program", "folding", "inference", "models", "windows")
-    _allow("bundle", "errors")
+    _allow("bundles", "errors", "inference", "models", "windows")
 
 
 def test_nothing_uses_the_tools_or_main():

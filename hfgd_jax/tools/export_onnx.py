@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from hfgd_jax import cli, loader
+from hfgd_jax import cli
 from hfgd_jax import config as configuration
+from hfgd_jax.bundles import loader
+from hfgd_jax.bundles.program import Program
 from hfgd_jax.errors import UserError
 from hfgd_jax.geometry import grid_size
-from hfgd_jax.program import Program
 from hfgd_jax.tools.macs import parse_size
 
 BOUND = 1e-4  # of the largest difference, relative to the largest logit

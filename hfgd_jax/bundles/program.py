@@ -18,7 +18,8 @@ from jax.extend import core
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from hfgd_jax import folding, inference
+from hfgd_jax import inference
+from hfgd_jax.bundles import folding
 from hfgd_jax.models import build_model
 from hfgd_jax.windows import COARSEST
 
