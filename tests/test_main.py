@@ -102,12 +102,12 @@ def test_predict_mode(call, run, tmp_path):
     ("arguments", "says"),
     [
         ([TINY, "--config.train.stepz=3"], "stepz"),
+        ([TINY, "--config.train.steps=many"], "many"),
         ([TINY, "--config.data.dataset=camvid"], "hfgd_jax.tools.prepare --dataset camvid"),
         ([], "holds no run"),
         ([TINY, "--mode=predict"], "--input: needed with --mode=predict"),
         # In this process: test_config.py, test_train.py.
         slow([TINY, "--config.model.upsampler=fpm"], "upsampler='fpm': unknown; one of none, sfpn, u_sfpn"),
-        slow([TINY, "--config.train.steps=many"], "many"),
         slow([TINY, "--config.model.backbone.weights=missing.safetensors"], "missing.safetensors"),
     ],
 )  # fmt: skip
