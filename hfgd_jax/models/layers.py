@@ -24,7 +24,8 @@ def convolve(
     """A convolution with symmetric padding.
 
     On a CPU its kernel's gradient is summed over small groups of images: XLA's convolution for it slows down
-    two- to fourfold once the positions it sums over outgrow the cache.
+    two- to fourfold once the positions it sums over outgrow the cache. On several (tests, pods on one
+    machine) it is not: each has few images, and groups would be cut across their borders.
     """
     pad = (kernel.shape[0] // 2) * dilation
     return lax.conv_general_dilated(
@@ -54,6 +55,8 @@ def _convolve_backward(stride: int, dilation: int, saved: tuple, gradient: Array
         return sum(kernel_gradient(x[i : i + count], gradient[i : i + count]) for i in groups)
 
     image_gradient = jax.linear_transpose(lambda x: plain(x, kernel), x)(gradient)[0]
+    if jax.device_count() > 1:
+        return image_gradient, kernel_gradient(x, gradient)
     return image_gradient, lax.platform_dependent(x, gradient, cpu=by_groups, default=kernel_gradient)
 
 

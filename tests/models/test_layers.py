@@ -21,6 +21,13 @@ def plain(x, kernel, stride, dilation):
     )
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """Groups are for a CPU that is one device; tests run on eight."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(
     ("shape", "size", "stride", "dilation"),
     [
@@ -46,6 +53,7 @@ def test_gradients_equal_the_plain_convolutions(shape, size, stride, dilation):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
+@pytest.mark.usefixtures("one_device")
 def test_an_accelerator_gets_one_convolution_for_the_kernels_gradient():
     def convolutions(platform):
         gradient = jax.jit(jax.grad(lambda k, x: jnp.sum(layers.convolve(x, k, 1, 1) ** 2)))
@@ -58,6 +66,13 @@ def test_an_accelerator_gets_one_convolution_for_the_kernels_gradient():
 
     assert convolutions("tpu") == convolutions("cuda") == 2
     assert convolutions("cpu") == 1 + 6
+
+
+def test_several_cpu_devices_get_one_convolution_too():
+    """Groups of images would be cut across the devices that hold them."""
+    x, kernel = jnp.ones((6, 53, 61, 2)), jnp.ones((3, 3, 2, 4))
+    gradient = jax.jit(jax.grad(lambda k: jnp.sum(layers.convolve(x, k, 1, 1) ** 2)))
+    assert gradient.lower(kernel).as_text().count("stablehlo.convolution") == 2
 
 
 def depthwise(x, kernel, dilation):
