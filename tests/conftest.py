@@ -1,5 +1,6 @@
 """What all tests share: eight CPU devices, parsed flags, and tiny data sets in the real layouts."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -19,6 +21,14 @@ from hfgd_jax.data.labels import TABLES
 
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read them
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_what_was_compiled():
+    """After each file: all that a suite compiles is gigabytes, and little of it serves another file."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def quiet(line: str) -> None:

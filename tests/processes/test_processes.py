@@ -7,18 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from worker import flat, restored, scored, trained
+from worker import SHALLOW, flat, restored, scored, trained
 
 from hfgd_jax import checkpoints, metrics
 from hfgd_jax import config as configuration
 from hfgd_jax.data import builders
 from hfgd_jax.data.builders import shapes
 from hfgd_jax.data.source import open_split
+from hfgd_jax.models.backbones import convnext
 from hfgd_jax.system import build, initial_state
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = WORKER.parent.parent.parent
 STEPS, IMAGES = 20, 11  # eleven: no number of devices or processes divides them
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shallow():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(convnext.VARIANTS, "convnext_a", SHALLOW["convnext_a"])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +38,14 @@ def alone(tmp_path_factory):
         builders.prepare("shapes", None, folder / "data", report=lambda line: None)
     config = configuration.default()
     configuration.set_method(config, "hfgd")
+    # A few smooth blocks, and short steps: sums in another order flip a ReLU here and there, and a deep
+    # ResNet's statistics over few pixels make so much of it that two runs part within some steps.
+    configuration.set_backbone(config, "convnext_a")
     configuration.set_tiny(config)
     config.data.data_dir = str(folder / "data")
     config.train.update({"steps": STEPS, "batch_size": 8})
-    config.optim.update({"name": "sgd", "learning_rate": 0.01})
+    config.data.crop = (64, 64)
+    config.optim.update({"name": "sgd", "learning_rate": 1e-4})
     (folder / "config.json").write_text(configuration.to_json(config))
     state, _ = initial_state(build(config))
     saved = checkpoints.Checkpoints(folder / "run")
@@ -108,11 +120,18 @@ def test_every_image_is_scored_exactly_once(alone, together):
 
 
 def test_two_processes_train_like_one(alone, together):
-    losses, model = trained(alone[0])
-    assert losses.shape == (STEPS,) and np.ptp(losses) > 0.1
+    losses, before, model = trained(alone[0])
+    assert losses.shape == (STEPS,)
     for found in of_both(together, "losses"):
         np.testing.assert_allclose(found["losses"], losses, rtol=1e-5)
     for found in of_both(together, "model"):
         assert found.keys() == model.keys()
-        for name, want in model.items():
-            assert np.linalg.norm(found[name] - want) <= 1e-5 * np.linalg.norm(want), name
+        assert apart(model, found) <= 1e-5
+    # What was compared has moved by far more than that.
+    assert apart(model, before) > 1e-3 and np.ptp(losses) > 1e-3 * losses[0]
+
+
+def apart(model, other):
+    """Distance of all parameters and statistics together, relative to their length."""
+    norm = lambda arrays: np.sqrt(sum(np.sum(np.square(x, dtype=float)) for x in arrays))  # noqa: E731
+    return norm(model[name] - other[name] for name in model) / norm(model.values())

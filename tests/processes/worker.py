@@ -1,12 +1,11 @@
 """One of several processes in `test_processes.py`: restores, scores, trains, and writes what it has seen."""
 
-import dataclasses
+import contextlib
 import json
 import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -15,8 +14,10 @@ from hfgd_jax import distributed, sharding, train
 from hfgd_jax.checkpoints import Checkpoints
 from hfgd_jax.data import pipeline
 from hfgd_jax.evaluate import Evaluator
-from hfgd_jax.models import build_model
+from hfgd_jax.models.backbones import convnext
 from hfgd_jax.system import abstract_state, build, initial_state, open_data
+
+SHALLOW = {"convnext_a": convnext.VARIANTS["convnext_a"]._replace(depths=(1, 1, 1, 1))}
 
 
 def flat(tree):
@@ -41,48 +42,48 @@ def scored(config, system, model):
 
 
 def trained(config):
-    """Losses of each step, and the parameters and statistics after the last, whole.
+    """Losses of each step, and the parameters and statistics before the first and after the last, whole."""
+    system = build(config)
+    state = initial_state(system)[0]
+    before, losses = flat(sharding.local_copy(system.mesh, state.model)), []
+    with batches_of(config, system) as batches:
+        batch = next(batches)
+        step = train.compile_step(system, state, batch)
+        distributed.meet("compiled")
+        for _ in range(config.train.steps):
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+            batch = next(batches)
+    return np.array(losses), before, flat(sharding.local_copy(system.mesh, state.model))
 
-    Computed in float64: in float32 sums in another order flip a ReLU here and there, and two runs part.
-    """
-    with jax.enable_x64(True):
-        system = build(config)
-        model = build_model(config.model, config.data.num_classes, jnp.float64)
-        system = dataclasses.replace(system, model=model)
-        state = initial_state(system)[0]
-        state = state.replace(batch_stats=jax.tree.map(lambda x: x.astype(jnp.float64), state.batch_stats))
-        layout = jax.tree.map(lambda x: x.sharding, state)
-        step = jax.jit(
-            train.make_train_step(system), out_shardings=(layout, sharding.replicated(system.mesh))
-        )
-        index, count = sharding.place(system.mesh)
-        split, seed = open_data(config, config.data.train_split), config.train.seed
-        shared = {"batch_size": config.train.batch_size, "seed": seed, "mean_pixel": system.mean_pixel}
-        with pipeline.train_batches(
-            split, config.data, **shared, process_index=index, process_count=count
-        ) as batches:
-            losses = []
-            for _ in range(config.train.steps):
-                local = next(batches)
-                batch = sharding.global_batch(system.mesh, {key: local[key] for key in ("image", "label")})
-                if not losses:
-                    step = step.lower(state, batch).compile()
-                    distributed.meet("compiled")
-                state, metrics = step(state, batch)
-                losses.append(float(metrics["loss"]))
-        return np.array(losses), flat(sharding.local_copy(system.mesh, state.model))
+
+@contextlib.contextmanager
+def batches_of(config, system):
+    """Yields an iterator of global batches, of which each process reads its part."""
+    index, count = sharding.place(system.mesh)
+    with pipeline.train_batches(
+        open_data(config, config.data.train_split),
+        config.data,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        mean_pixel=system.mean_pixel,
+        process_index=index,
+        process_count=count,
+    ) as batches:
+        yield (sharding.global_batch(system.mesh, {k: x[k] for k in ("image", "label")}) for x in batches)
 
 
 def main(config_file, workdir, step, out, mesh):
     """Does all of it on the mesh, and writes it to `out/PROCESS_*.npz`."""
     distributed.start()
+    convnext.VARIANTS |= SHALLOW
     config = configuration.from_json(Path(config_file).read_text())
     config.mesh.update(json.loads(mesh))
     system, state = restored(config, workdir, int(step))
     write = lambda name, **arrays: np.savez(f"{out}/{jax.process_index()}_{name}.npz", **arrays)  # noqa: E731
     write("state", **flat(sharding.local_copy(system.mesh, state)))
     write("score", matrix=scored(config, system, state["model"]))
-    losses, model = trained(config)
+    losses, _, model = trained(config)
     write("losses", losses=losses)
     write("model", **model)
 
