@@ -173,7 +173,7 @@ def watched(trained, small, tmp_path, monkeypatch):
 def test_watching_a_run_that_goes_on(finished, watched, monkeypatch, capsys):
     looks, folder = [], watched / "checkpoints"
 
-    def wait(stop):
+    def wait(stop, seconds):
         """Between two looks the run goes on: a save under way, a save, and the last one."""
         looks.append([record["step"] for record in records(watched)])
         unfinished = folder / "2.orbax-checkpoint-tmp-1"
@@ -184,7 +184,7 @@ def test_watching_a_run_that_goes_on(finished, watched, monkeypatch, capsys):
         else:
             (folder / "3").mkdir()
 
-    monkeypatch.setattr("hfgd_jax.evaluate._wait", wait)
+    monkeypatch.setattr("hfgd_jax.signals.Stop.wait", wait)
     assert run(finished, str(watched), "watch") == 0
     assert looks == [[1], [1], [1, 2]]
     assert [record["step"] for record in records(watched)] == [1, 2, 3]
@@ -204,7 +204,7 @@ def test_a_checkpoint_that_the_run_removes_is_passed_over(finished, watched, mon
 
 
 def test_watching_ends_on_a_signal(finished, watched, monkeypatch):
-    monkeypatch.setattr("hfgd_jax.evaluate._wait", lambda stop: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("hfgd_jax.signals.Stop.wait", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert run(finished, str(watched), "watch") == 130
     assert [record["step"] for record in records(watched)] == [1]
 
