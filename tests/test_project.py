@@ -147,7 +147,7 @@ def test_readme_names_commands_that_exist():
     assert "hfgd_jax.main" in modules
     for module in modules:
         assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
-    for path in re.findall(r"\b((?:configs|docs|hfgd_jax|tests)/[\w/]+\.(?:py|md))", text):
+    for path in re.findall(r"\b((?:configs|docs|hfgd_jax|launch|tests)/[\w/]+\.(?:py|md))", text):
         assert (ROOT / path).is_file(), path
 
 
