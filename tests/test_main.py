@@ -106,7 +106,7 @@ def test_predict_mode(call, run, tmp_path):
         ([TINY, "--config.data.dataset=camvid"], "hfgd_jax.tools.prepare --dataset camvid"),
         ([], "holds no run"),
         ([TINY, "--mode=predict"], "--input: needed with --mode=predict"),
-        # In this process: test_config.py, test_train.py.
+        # In this process: test_config.py, test_loop.py.
         slow([TINY, "--config.model.upsampler=fpm"], "upsampler='fpm': unknown; one of none, sfpn, u_sfpn"),
         slow([TINY, "--config.model.backbone.weights=missing.safetensors"], "missing.safetensors"),
     ],
