@@ -218,6 +218,8 @@ class Checkpoints:
         except TimeoutError as error:
             raise UserError(self._too_long(step)) from error
         except Exception as error:  # tensorstore and orbax raise many kinds
+            if _is_of_another(error):
+                raise
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"checkpoint in {self.workdir}{'' if step is None else f' at step {step}'}: could not be "
@@ -350,6 +352,15 @@ def _of_process_0(numbers: list[int]) -> list[int]:
     if jax.process_index() == 0:
         mine[:] = numbers
     return np.asarray(multihost_utils.broadcast_one_to_all(mine)).tolist() if count else []
+
+
+def _is_of_another(error: BaseException | None) -> bool:
+    """Whether a save died of another process' end, which nobody has to see to: all are started again."""
+    while error is not None and jax.process_count() > 1:
+        if isinstance(error, jax.errors.JaxRuntimeError):  # of a barrier or a collective
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _reasons(damaged: Mapping[int, DamagedError]) -> str:

@@ -371,3 +371,23 @@ def test_a_save_that_takes_too_long_ends_the_run(tmp_path, monkeypatch):
     saved.timeout = 600.0
     saved.close()
     assert Checkpoints(tmp_path, read_only=True).latest_step() == 2
+
+
+def test_a_save_that_another_process_ended_is_no_mistake_of_the_user(tmp_path, monkeypatch):
+    """Exit code 2 would keep supervisors from starting all again."""
+    items = [placed(mesh(1, 1), tree) for tree in trees(1)]
+    saved = Checkpoints(tmp_path)
+
+    def save(*_, **__):
+        try:
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE: a task has died")
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError("barrier") from error
+
+    monkeypatch.setattr(saved._managers["checkpoints"], "save", save)
+    with pytest.raises(UserError, match="could not be written"):
+        saved.save(1, *items, full_meta(1))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="barrier") as caught:
+        saved.save(1, *items, full_meta(1))
+    assert not isinstance(caught.value, UserError)

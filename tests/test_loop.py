@@ -19,7 +19,7 @@ def test_the_same_config_run_twice_is_identical(shapes_dir, tmp_path):
     """With class weights, which each run computes for itself."""
     states = []
     for name in ("a", "b"):
-        config = tiny_config(shapes_dir, **{"loss.balance": "median_frequency"})
+        config = tiny_config(shapes_dir, "fcn", **{"loss.balance": "median_frequency"})
         loop = train.Loop(config, str(tmp_path / name), Stop())
         loop.run()
         weights = loop.system.config.loss.class_weights
@@ -58,7 +58,7 @@ def test_what_a_workdir_holds(shapes_dir, tmp_path):
 
 
 def test_only_the_latest_checkpoints_are_kept(shapes_dir, tmp_path):
-    config = tiny_config(shapes_dir, **{"checkpoint.every": 1, "checkpoint.keep": 2})
+    config = tiny_config(shapes_dir, "fcn", **{"checkpoint.every": 1, "checkpoint.keep": 2})
     train.run(config, str(tmp_path))
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [3, 4]
 
@@ -83,21 +83,23 @@ def test_a_first_try_that_fails_leaves_the_workdir_free(shapes_dir, tmp_path, mo
     workdir = tmp_path / "run"
     wrong = {"model.backbone.weights": str(tmp_path / "missing.safetensors")}
     with pytest.raises(UserError, match="no such file"):
-        train.run(tiny_config(shapes_dir, **wrong), str(workdir))
+        train.run(tiny_config(shapes_dir, "fcn", **wrong), str(workdir))
 
     def too_large(compiled, config, mesh):
         raise UserError("too large")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="too large"):
         patch.setattr(train, "check_memory", too_large)
-        train.run(tiny_config(shapes_dir), str(workdir))
+        train.run(tiny_config(shapes_dir, "fcn"), str(workdir))
     assert not (workdir / "config.json").exists()
-    assert train.run(tiny_config(shapes_dir), str(workdir)) == 0
+    assert train.run(tiny_config(shapes_dir, "fcn"), str(workdir)) == 0
     assert (workdir / "config.json").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(shapes_dir, tmp_path):
-    config = tiny_config(shapes_dir, **{"optim.learning_rate": 1e3, "optim.name": "sgd", "train.steps": 30})
+    config = tiny_config(
+        shapes_dir, "fcn", **{"optim.learning_rate": 1e3, "optim.name": "sgd", "train.steps": 30}
+    )
     with pytest.raises(UserError, match=r"step \d+: loss .*records: ") as caught:
         train.run(config, str(tmp_path))
     named = str(caught.value).split("records: ")[1].split(". ")[0].split(", ")
@@ -110,8 +112,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes_dir, tmp_path):
 def test_corrupt_records_stop_a_run_or_are_counted(spoilt_dir, tmp_path):
     fields = {"data.dataset": "camvid", "data.num_classes": 11, "train.steps": 3, "eval.overlays": 0}
     with pytest.raises(UserError, match=r"split 'train', record \d \(id 'seq0"):
-        train.run(tiny_config(spoilt_dir, **fields), str(tmp_path / "strict"))
-    config = tiny_config(spoilt_dir, **fields | {"data.skip_corrupt": True})
+        train.run(tiny_config(spoilt_dir, "fcn", **fields), str(tmp_path / "strict"))
+    config = tiny_config(spoilt_dir, "fcn", **fields | {"data.skip_corrupt": True})
     assert train.run(config, str(tmp_path / "lenient")) == 0
     lines = [json.loads(x) for x in (tmp_path / "lenient" / "metrics.jsonl").read_text().splitlines()]
     # Three steps of two are one epoch of six records, two of which are spoilt.
@@ -141,7 +143,7 @@ def test_a_batch_that_does_not_divide_is_refused(shapes_dir, tmp_path):
 def test_weights_are_not_decided_by_the_batch(tmp_path):
     """`init` depends on the seed alone."""
     one, same, other = (
-        jax.jit(make_init(build(tiny_config(tmp_path))))(jax.random.PRNGKey(seed)).params
+        jax.jit(make_init(build(tiny_config(tmp_path, "fcn"))))(jax.random.PRNGKey(seed)).params
         for seed in (0, 0, 1)
     )
     assert_identical(one, same)

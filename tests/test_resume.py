@@ -16,8 +16,13 @@ from hfgd_jax.system import build, make_init
 
 
 def start(workdir, shapes_dir, env):
-    command = [sys.executable, "-m", "hfgd_jax.main", "--config=configs/demo.py:tiny", f"--workdir={workdir}"]
-    command += [f"--config.data.data_dir={shapes_dir}", "--config.mesh.data=1", "--config.train.steps=12"]
+    command = [sys.executable, "-m", "hfgd_jax.main", "--config=configs/demo.py:tiny,method=fcn"]
+    command += [
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={shapes_dir}",
+        "--config.mesh.data=1",
+        "--config.train.steps=12",
+    ]
     command += ["--config.checkpoint.every=3", "--config.eval.every=5"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 

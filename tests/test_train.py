@@ -115,9 +115,9 @@ def test_accumulation_divides_by_the_valid_pixels_of_the_whole_batch(tmp_path):
     batch["label"][1] = 255
     batch["label"][1, 40, 40] = 3
     more = {"loss.car": 0.0, "loss.class_weights": (70, 80, 90, 100, 110, 120, 130, 140, 150)}
-    _, metrics = step_once(tiny_config(tmp_path, **more | {"train.accumulate": 2}), batch)
+    _, metrics = step_once(tiny_config(tmp_path, "fcn", **more | {"train.accumulate": 2}), batch)
     _, first = step_once(
-        tiny_config(tmp_path, **more | {"train.batch_size": 1}),
+        tiny_config(tmp_path, "fcn", **more | {"train.batch_size": 1}),
         {k: v[:1] for k, v in batch.items()},
     )
     valid = (batch["label"] != 255).sum()

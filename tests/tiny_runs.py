@@ -6,9 +6,9 @@ import numpy as np
 from hfgd_jax import config as configuration
 
 
-def tiny_config(data_dir, **fields):
+def tiny_config(data_dir, method="hfgd", **fields):
     config = configuration.default()
-    configuration.set_method(config, "hfgd")
+    configuration.set_method(config, method)
     configuration.set_tiny(config)
     config.data.data_dir = str(data_dir)
     config.optim.learning_rate = 1e-3

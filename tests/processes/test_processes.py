@@ -37,7 +37,7 @@ def alone(tmp_path_factory):
         patch.setattr(shapes, "SPLITS", {"train": 24, "val": IMAGES})
         builders.prepare("shapes", None, folder / "data", report=lambda line: None)
     config = configuration.default()
-    configuration.set_method(config, "hfgd")
+    configuration.set_method(config, "sa_car")
     # A few smooth blocks, and short steps: sums in another order flip a ReLU here and there, and a deep
     # ResNet's statistics over few pixels make so much of it that two runs part within some steps.
     configuration.set_backbone(config, "convnext_a")
