@@ -1,6 +1,7 @@
 """A pod on this machine: N processes with M host devices each, by the very code path of a real one.
 
-    python launch/local_pod.py --processes 2 --devices 4 -- --config configs/demo.py --workdir runs/pod --config.train.steps=40
+    python launch/local_pod.py --processes 2 --devices 4 -- --config configs/demo.py --workdir runs/pod \\
+        --config.train.steps=40
 
 What stands after `--` goes to every `python -m hfgd_jax.main`. Output lines carry their process, `[0] `.
 Ctrl-C and SIGTERM go to all processes, which save and end; a third one ends them by force. Where one dies,
