@@ -357,7 +357,8 @@ def _of_process_0(numbers: list[int]) -> list[int]:
 def _is_of_another(error: BaseException | None) -> bool:
     """Whether a save died of another process' end, which nobody has to see to: all are started again."""
     while error is not None and jax.process_count() > 1:
-        if isinstance(error, jax.errors.JaxRuntimeError):  # of a barrier or a collective
+        words = str(error).lower()
+        if isinstance(error, jax.errors.JaxRuntimeError) or "barrier" in words or "gloo" in words:
             return True
         error = error.__cause__ or error.__context__
     return False
