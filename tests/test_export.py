@@ -332,7 +332,7 @@ def test_flags_that_do_not_belong_are_refused(changes, says):
 
 @pytest.mark.slow
 def test_a_trained_models_bundle_runs_in_a_fresh_environment(user_env, tmp_path):
-    """Issue 5, show 4: a venv with jax, numpy and flatbuffers; batch 1 and 3, two sizes, three platforms."""
+    """A venv with jax, numpy and flatbuffers; batch 1 and 3, two sizes, three platforms."""
     workdir, path, root = tmp_path / "demo", tmp_path / "bundle", Path(__file__).parent.parent
     command = [sys.executable, "-m", "hfgd_jax.main", f"--workdir={workdir}"]
     more = ["--config=configs/demo.py", "--config.train.steps=100", f"--config.data.data_dir={tmp_path}"]
