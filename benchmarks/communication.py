@@ -45,7 +45,8 @@ def main(_: list[str]) -> None:
     config = _CONFIG.value
     config.loss.balance = "none"  # no data here to count classes in
     system, start = build(config), time.perf_counter()
-    compiled = train.jit_step(system).lower(*lower.train_arguments(system)).compile(compiler_options=QUICK)
+    state, batch = lower.train_arguments(system)
+    compiled = train.jit_step(system, state).lower(state, batch).compile(compiler_options=QUICK)
     seconds, memory = time.perf_counter() - start, compiled.memory_analysis()
     found = scaling.collectives(compiled.as_text(), system.mesh.size)
     alike = collections.Counter()

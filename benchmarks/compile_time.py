@@ -29,7 +29,7 @@ def main(_: list[str]) -> None:
     system = build(config)
     state, batch = lower.train_arguments(system)
     times = [time.perf_counter()]
-    traced = train.jit_step(system).trace(state, batch)
+    traced = train.jit_step(system, state).trace(state, batch)
     times.append(time.perf_counter())
     lowered = traced.lower()
     times.append(time.perf_counter())

@@ -22,7 +22,7 @@ from hfgd_jax.evaluate import Evaluator
 from hfgd_jax.heartbeat import Heartbeat
 from hfgd_jax.progress import RunLog, Stopwatch, duration
 from hfgd_jax.signals import Stop
-from hfgd_jax.system import System, TrainState, abstract_state, balanced, build, initial_state, open_data
+from hfgd_jax.system import System, TrainState, balanced, build, initial_state, open_data
 from hfgd_jax.workdir import check_workdir, failing_in_one_line
 
 
@@ -341,16 +341,18 @@ class Loop:
             self.log.say(f"finished at step {self.step}: {self.workdir}")
 
 
-def jit_step(system: System) -> Any:
-    """The training step, not yet compiled; it takes the state's memory for the new one."""
-    state = jax.tree.map(lambda x: x.sharding, abstract_state(system))
-    out = (state, sharding.replicated(system.mesh))
+def jit_step(system: System, state: TrainState) -> Any:
+    """The training step, not yet compiled; it takes the state's memory for the new one, which lies alike.
+
+    `state` may be abstract (`system.abstract_state`).
+    """
+    out = (jax.tree.map(lambda x: x.sharding, state), sharding.replicated(system.mesh))
     return jax.jit(make_train_step(system), donate_argnums=0, out_shardings=out)
 
 
 def compile_step(system: System, state: TrainState, batch: dict[str, jax.Array]) -> jax.stages.Compiled:
     """The training step compiled for these shapes and places."""
-    return jit_step(system).lower(state, batch).compile()
+    return jit_step(system, state).lower(state, batch).compile()
 
 
 def check_memory(compiled: Any, config: ConfigDict, mesh: Mesh) -> int:

@@ -8,6 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from hfgd_jax import config as configuration
+from hfgd_jax import storage
 from hfgd_jax.checkpoints import Checkpoints
 from hfgd_jax.errors import UserError, warn
 
@@ -73,7 +74,7 @@ def failing_in_one_line(workdir: epath.Path) -> Iterator[None]:
         yield
     except OSError as error:
         name = str(error.filename or workdir)  # a full disk names no file
-        if not name.startswith((str(workdir), str(workdir.expanduser().resolve()))):
+        if not name.startswith((str(workdir), str(storage.absolute(workdir.expanduser())))):
             raise
         if not workdir.exists():
             raise UserError(

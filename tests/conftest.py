@@ -2,6 +2,7 @@
 
 import gc
 import os
+import socket
 from pathlib import Path
 
 # Compiling is most of what the tests do; code that is compiled in a third of the time will do.
@@ -33,6 +34,18 @@ def forget_what_was_compiled():
 
 def quiet(line: str) -> None:
     """A progress report that says nothing."""
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """A function that gives a port of this machine where nothing listens now."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return find
 
 
 @pytest.fixture(scope="session")

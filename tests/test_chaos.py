@@ -13,7 +13,6 @@ import queue
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -30,12 +29,6 @@ from hfgd_jax.system import build, make_init
 KILLS = 30
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 80, 2, 5
 END = 120.0  # seconds that a process may take to end once the other is gone, or it was told to
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
 
 
 class Pod:
@@ -151,7 +144,7 @@ def final_state(workdir):
 
 
 @pytest.mark.slow
-def test_thirty_kills_change_nothing(shapes_dir, tmp_path, user_env):
+def test_thirty_kills_change_nothing(shapes_dir, tmp_path, user_env, free_port):
     seed = int(os.environ.get("HFGD_CHAOS_SEED", random.SystemRandom().randrange(2**32)))
     rng = random.Random(seed)
     env = user_env | {

@@ -92,7 +92,7 @@ def steps(config: ConfigDict, devices: int = 0) -> dict[str, tuple[Any, tuple[An
         views.append({"image": image, "image_size": sizes})
     masks = jax.jit(lambda variables, views, size: seen.masks(variables, views, size, crop))
     return {
-        "train step": (train.jit_step(system), (state, batch)),
+        "train step": (train.jit_step(system, state), (state, batch)),
         "masks": (masks, (state.model, tuple(views), sizes)),
     }
 

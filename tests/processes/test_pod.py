@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,11 +63,8 @@ def test_a_signal_to_one_process_stops_all_after_one_save(pod, tmp_path):
     assert saved_steps(tmp_path / "run") == [step, STEPS]
 
 
-def test_processes_with_other_configs_are_refused(user_env, tmp_path):
+def test_processes_with_other_configs_are_refused(user_env, tmp_path, free_port):
     """Each would wait for the other for ever, or train something that is neither."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     command = [
         sys.executable,
         "-m",
@@ -76,7 +72,7 @@ def test_processes_with_other_configs_are_refused(user_env, tmp_path):
         "--config=configs/demo.py:tiny",
         f"--workdir={tmp_path}",
     ]
-    command += [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    command += [f"--coordinator=127.0.0.1:{free_port()}", "--processes=2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = [
         subprocess.Popen(

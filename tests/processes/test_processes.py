@@ -1,6 +1,5 @@
 """Real processes, started here: they restore, score and train what one process does."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -56,15 +55,12 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def together(alone, tmp_path_factory, user_env):
+def together(alone, tmp_path_factory, user_env, free_port):
     """A folder with what two processes of four devices each make of the same, on a mesh of 4 x 2."""
     _, folder = alone
     out = tmp_path_factory.mktemp("together")
     devices = f"{user_env['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(WORKER), f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    command = [sys.executable, str(WORKER), f"--coordinator=127.0.0.1:{free_port()}", "--processes=2"]
     command += ["--expect_devices=8"]
     rest = [str(folder / "config.json"), str(folder / "run"), "0", str(out), '{"data": 4, "fsdp": 2}']
     running = [
