@@ -73,6 +73,10 @@ METHODS: dict[str, dict[str, Any]] = {
 METHODS["hfgd_os2"] = METHODS["hfgd"] | {"output_stride": 2}
 
 
+# What a run did whose saved config lacks a field, where that is not today's default.
+BEFORE = {"model.guidance.signed": "none"}
+
+
 def default() -> ConfigDict:
     """HFGD (ResNet-50, CAE, U-SFPN at OS=4) in the paper's advanced settings, on the embedded data set."""
     config = ConfigDict()
@@ -100,6 +104,7 @@ def default() -> ConfigDict:
                 "tokens": False,  # share the class tokens with the guide branch, which trains them
                 "stop_gradient": True,  # the shared tokens are frozen for the upsampler
                 "protect": False,  # stop the upsampler's gradient at the backbone and context encoder
+                "signed": "student",  # ends without a ReLU before the tokens (docs/readings.md): or none, both
                 "axial_attention": False,
                 "probe": False,  # auxiliary FCN on the high-level feature (paper, Sec. 5.1)
                 "probe_stop_gradient": False,
@@ -286,7 +291,7 @@ def from_json(text: str) -> ConfigDict:
     """
     config = default()
     try:
-        flat = _flatten(json.loads(text))
+        flat = BEFORE | _flatten(json.loads(text))
         for key in flat:
             if not _has(config, key):
                 raise UserError(f"saved config: field {key!r} is unknown to this version of hfgd_jax")

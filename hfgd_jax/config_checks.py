@@ -19,6 +19,7 @@ PHOTOMETRICS = ("none", "plain", "advanced")
 DTYPES = ("bfloat16", "float32")
 OPTIMIZERS = ("sgd", "adamw")
 BALANCES = ("none", "median_frequency")
+SIGNED = ("none", "student", "both")
 BRANCHES = ("prediction", "guide", "probe")
 
 
@@ -90,6 +91,7 @@ def _check_backbone(model: ConfigDict) -> None:
 
 def _check_guidance(model: ConfigDict) -> None:
     guidance = model.guidance
+    one_of("config.model.guidance.signed", guidance.signed, SIGNED)
     if model.upsampler == "none":
         for key in ("tokens", "protect", "axial_attention", "probe"):
             if guidance[key]:

@@ -16,7 +16,25 @@ from hfgd_jax.models.probe import Probe
 from hfgd_jax.models.segmenter import Outputs, Segmenter
 from hfgd_jax.models.upsamplers import UPSAMPLERS
 
-__all__ = ["BACKBONES", "CONTEXTS", "UPSAMPLERS", "Outputs", "Segmenter", "build_model"]
+__all__ = ["BACKBONES", "CONTEXTS", "UPSAMPLERS", "Outputs", "Segmenter", "build_model", "signed_features"]
+
+
+def signed_features(model_config: ConfigDict) -> dict[str, bool]:
+    """Whether the features that meet the class tokens may be negative; else they end in a ReLU.
+
+    Tokens that are frozen for the student leave some classes out of the reach of non-negative features
+    (docs/readings.md), so `guidance.signed` says which of the branches end without one.
+
+    Returns:
+        `student`: the feature of the prediction; `teacher`: the context encoder's, False where no guide
+        branch classifies it.
+    """
+    guidance = model_config.guidance
+    ends_here = guidance.tokens or guidance.axial_attention
+    return {
+        "student": ends_here and guidance.signed in ("student", "both"),
+        "teacher": guidance.tokens and guidance.signed == "both",
+    }
 
 
 def build_model(
@@ -35,6 +53,7 @@ def build_model(
     """
     m, guidance, dtype = model_config, model_config.guidance, jnp.dtype(dtype)
     backbone = BACKBONES[m.backbone.name]
+    signed = signed_features(m)
     common = {"bn": BatchNorm(m.batch_norm_decay, m.batch_norm_epsilon), "dtype": dtype}
     context = None
     if m.context != "identity" or m.upsampler == "none" or guidance.tokens:
@@ -47,6 +66,7 @@ def build_model(
             output_stride=m.backbone.output_stride,
             geometry=m.geometry,
             scale_attention=m.scale_context_attention,
+            signed=signed["teacher"],
             **common,
         )
     mean, std = backbone.normalization
@@ -62,9 +82,13 @@ def build_model(
         ),
         context=context,
         upsampler=UPSAMPLERS[m.upsampler](
-            channels=m.channels, output_stride=m.output_stride, geometry=m.geometry, **common
+            channels=m.channels,
+            output_stride=m.output_stride,
+            geometry=m.geometry,
+            signed=signed["student"] and not guidance.axial_attention,
+            **common,
         ),
-        axial_attention=AxialAttention(m.channels, m.attention_heads, **common)
+        axial_attention=AxialAttention(m.channels, m.attention_heads, signed=signed["student"], **common)
         if guidance.axial_attention
         else None,
         class_tokens=ClassTokens(m.channels, num_classes),

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hfgd_jax.models.layers import BatchNorm, Conv, ConvNormRelu, linear_init
+from hfgd_jax.models.layers import BatchNorm, Conv, ConvNormRelu
 
 
 class AxialAttention(nn.Module):
-    """Attention along height, then along width, each with a residual; then one 1x1 conv-norm-ReLU.
+    """Attention along height, then along width, each with a residual; then one 1x1 convolution and norm.
 
     Each axis has its own 1x1 query, key and value projections and scaled dot products. The softmax is
     float32. In training an axis' attention map is computed again in the backward pass, so that
@@ -23,19 +23,21 @@ class AxialAttention(nn.Module):
         heads: divides `channels`.
         bn: decay and epsilon of the batch normalisation.
         dtype: of the computation and the result.
+        signed: no ReLU follows, as in the public code (docs/readings.md).
     """
 
     channels: int = 256
     heads: int = 4
     bn: BatchNorm = BatchNorm()
     dtype: Any = jnp.float32
+    signed: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         x = x.astype(self.dtype)
         x = x + self._along_width(x.swapaxes(1, 2), "height", train).swapaxes(1, 2)
         x = x + self._along_width(x, "width", train)
-        return ConvNormRelu(self.channels, 1, self.bn, self.dtype, name="out")(x, train)
+        return ConvNormRelu(self.channels, 1, self.bn, self.dtype, signed=self.signed, name="out")(x, train)
 
     def _along_width(self, x: Float[Array, "b h w c"], name: str, train: bool) -> Float[Array, "b h w c"]:
         """Every row of pixels attends within itself."""
@@ -86,4 +88,4 @@ class SelfAttention(nn.Module):
 
 def _project(channels: int, name: str, dtype: Any) -> Conv:
     """A 1x1 projection; no bias, as the softmax cancels a key's and the norm that follows a value's."""
-    return Conv(channels, 1, kernel_init=linear_init, dtype=dtype, name=name)
+    return Conv(channels, 1, dtype=dtype, name=name)

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hfgd_jax.models.layers import glorot_init
+
 
 class Tokens(NamedTuple):
     """Kernel `[channels, classes]` and bias `[classes]`, float32: one set for both branches."""
@@ -17,6 +19,10 @@ class Tokens(NamedTuple):
 class ClassTokens(nn.Module):
     """Holds the tokens; `classify` uses them. Who may train them is the segmenter's decision.
 
+    They start Glorot-uniform, as the public code's: nearly orthogonal, and so apart. Drawn close together
+    (such as from N(0, 0.01)) they grow out of one point, and rare classes stay inside the others' hull
+    (docs/readings.md).
+
     Attributes:
         channels: of the features to classify.
         num_classes: how many tokens.
@@ -27,7 +33,7 @@ class ClassTokens(nn.Module):
 
     @nn.compact
     def __call__(self) -> Tokens:
-        kernel = self.param("kernel", nn.initializers.normal(0.01), (self.channels, self.num_classes))
+        kernel = self.param("kernel", glorot_init, (self.channels, self.num_classes))
         return Tokens(kernel, self.param("bias", nn.initializers.zeros, (self.num_classes,)))
 
 

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 he_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")  # before a ReLU
-linear_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+glorot_init = nn.initializers.glorot_uniform()  # the decoder, as in the public code (docs/readings.md)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -75,7 +75,7 @@ class Conv(nn.Module):
         kernel_size: odd.
         stride, dilation: along both axes.
         use_bias: adds a float32 parameter `bias`.
-        kernel_init: the initialiser; He's by default.
+        kernel_init: the initialiser; Glorot's, the decoder's, by default.
         dtype: of the computation and the result.
     """
 
@@ -84,7 +84,7 @@ class Conv(nn.Module):
     stride: int = 1
     dilation: int = 1
     use_bias: bool = False
-    kernel_init: nn.initializers.Initializer = he_init
+    kernel_init: nn.initializers.Initializer = glorot_init
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -323,6 +323,7 @@ class ConvNormRelu(nn.Module):
         features, kernel_size, dilation: of the convolution.
         bn: decay and epsilon of the batch normalisation.
         dtype: of the computation and the result.
+        signed: leaves the ReLU out, so that the result may be negative.
     """
 
     features: int
@@ -330,9 +331,10 @@ class ConvNormRelu(nn.Module):
     bn: BatchNorm = BatchNorm()
     dtype: Any = jnp.float32
     dilation: int = 1
+    signed: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w features"]:
         x = Conv(self.features, self.kernel_size, dilation=self.dilation, dtype=self.dtype, name="conv")(x)
         x = batch_norm(train, self.bn, dtype=self.dtype, name="norm")(x)
-        return nn.relu(x)
+        return x if self.signed else nn.relu(x)

@@ -29,10 +29,11 @@ class AtrousSpatialPyramidPooling(ContextEncoder):
         ]
         for i, rate in enumerate(atrous_rates(self.output_stride)):
             branches.append(self._conv(f"atrous_{i + 1}", 3, rate)(x, train))
-        return Encoded(self._conv("out", 1)(jnp.concatenate(branches, axis=-1), train))
+        out = self._conv("out", 1, signed=self.signed)
+        return Encoded(out(jnp.concatenate(branches, axis=-1), train))
 
-    def _conv(self, name: str, kernel_size: int, dilation: int = 1) -> ConvNormRelu:
-        return ConvNormRelu(self.channels, kernel_size, self.bn, self.dtype, dilation, name=name)
+    def _conv(self, name: str, kernel_size: int, dilation: int = 1, signed: bool = False) -> ConvNormRelu:
+        return ConvNormRelu(self.channels, kernel_size, self.bn, self.dtype, dilation, signed, name=name)
 
 
 def atrous_rates(output_stride: int) -> tuple[int, ...]:

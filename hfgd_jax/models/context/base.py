@@ -38,6 +38,7 @@ class ContextEncoder(nn.Module):
         scale_attention: divide self-attention's logits by sqrt(query_channels).
         bn: decay and epsilon of the batch normalisation.
         dtype: of the computation.
+        signed: the high-level feature ends without a ReLU.
     """
 
     channels: int = 256
@@ -50,3 +51,4 @@ class ContextEncoder(nn.Module):
     scale_attention: bool = False
     bn: BatchNorm = BatchNorm()
     dtype: Any = jnp.float32
+    signed: bool = False

@@ -13,4 +13,5 @@ class Identity(ContextEncoder):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Encoded:
         x = ConvNormRelu(self.context_channels, 3, self.bn, self.dtype, name="conv")(x, train)
-        return Encoded(ConvNormRelu(self.channels, 1, self.bn, self.dtype, name="out")(x, train))
+        out = ConvNormRelu(self.channels, 1, self.bn, self.dtype, signed=self.signed, name="out")
+        return Encoded(out(x, train))

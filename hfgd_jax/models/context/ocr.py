@@ -40,11 +40,12 @@ class ObjectContext(ContextEncoder):
         key = self._conv(width, "key_2")(self._conv(width, "key_1")(regions, train), train)
         value = self._conv(width, "value")(regions, train)
         context = self._conv(self.context_channels, "context")(object_attention(query, key, value), train)
-        high = self._conv(self.channels, "out")(jnp.concatenate([context, pixels], axis=-1), train)
+        out = self._conv(self.channels, "out", signed=self.signed)
+        high = out(jnp.concatenate([context, pixels], axis=-1), train)
         return Encoded(high, region_logits=region_logits)
 
-    def _conv(self, features: int, name: str, kernel_size: int = 1) -> ConvNormRelu:
-        return ConvNormRelu(features, kernel_size, self.bn, self.dtype, name=name)
+    def _conv(self, features: int, name: str, kernel_size: int = 1, signed: bool = False) -> ConvNormRelu:
+        return ConvNormRelu(features, kernel_size, self.bn, self.dtype, signed=signed, name=name)
 
 
 def gather_regions(

@@ -30,7 +30,7 @@ class PyramidPooling(ContextEncoder):
             pooled = adaptive_average_pool(x, bins)
             branch = ConvNormRelu(self.context_channels, 1, self.bn, self.dtype, name=f"branch_{bins}")
             maps.append(resize(branch(pooled, train), x.shape[1:3], geometry=self.geometry))
-        out = ConvNormRelu(self.channels, 3, self.bn, self.dtype, name="out")
+        out = ConvNormRelu(self.channels, 3, self.bn, self.dtype, signed=self.signed, name="out")
         return Encoded(out(jnp.concatenate(maps, axis=-1), train))
 
 

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from hfgd_jax.models.attention import SelfAttention
 from hfgd_jax.models.context.base import ContextEncoder, Encoded
-from hfgd_jax.models.layers import Conv, ConvNormRelu, linear_init
+from hfgd_jax.models.layers import Conv, ConvNormRelu
 
 
 class SelfAttentionEncoder(ContextEncoder):
@@ -41,10 +41,11 @@ def attend_and_project(
             encoder.context_channels,
             1,
             use_bias=True,
-            kernel_init=linear_init,
             dtype=encoder.dtype,
             name="car_linear",
             parent=encoder,
         )(x)
-    out = ConvNormRelu(encoder.channels, 1, encoder.bn, encoder.dtype, name="out", parent=encoder)
+    out = ConvNormRelu(
+        encoder.channels, 1, encoder.bn, encoder.dtype, signed=encoder.signed, name="out", parent=encoder
+    )
     return Encoded(out(x, train), features)

@@ -20,6 +20,7 @@ class Upsampler(nn.Module):
         geometry: how maps are resized.
         bn: decay and epsilon of the batch normalisation.
         dtype: of the computation.
+        signed: the low feature ends without a ReLU.
     """
 
     channels: int = 256
@@ -27,3 +28,4 @@ class Upsampler(nn.Module):
     geometry: Geometry = "align_corners"
     bn: BatchNorm = BatchNorm()
     dtype: Any = jnp.float32
+    signed: bool = False

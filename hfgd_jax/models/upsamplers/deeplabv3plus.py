@@ -30,7 +30,7 @@ class DeepLabV3Plus(Upsampler):
             high = self._conv(self.channels, 1, "lateral_32")(high, train)
         high = resize(high, low.shape[1:3], geometry=self.geometry)
         x = self._conv(self.channels, 3, "refine_1")(jnp.concatenate([low, high], axis=-1), train)
-        return self._conv(self.channels, 3, "refine_2")(x, train)
+        return self._conv(self.channels, 3, "refine_2", self.signed)(x, train)
 
-    def _conv(self, features: int, kernel_size: int, name: str) -> ConvNormRelu:
-        return ConvNormRelu(features, kernel_size, self.bn, self.dtype, name=name)
+    def _conv(self, features: int, kernel_size: int, name: str, signed: bool = False) -> ConvNormRelu:
+        return ConvNormRelu(features, kernel_size, self.bn, self.dtype, signed=signed, name=name)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from hfgd_jax.geometry import resize
 from hfgd_jax.models.deformable import DeformableConv
-from hfgd_jax.models.layers import Conv, ConvNormRelu, linear_init
+from hfgd_jax.models.layers import Conv, ConvNormRelu
 from hfgd_jax.models.upsamplers.base import Upsampler
 
 LEVELS = (4, 8, 16, 32)
@@ -32,9 +32,9 @@ class FeatureSelection(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w channels"]:
         x = x.astype(self.dtype)
         summary = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.promote_types(self.dtype, jnp.float32))
-        attention = Conv(x.shape[-1], 1, kernel_init=linear_init, dtype=self.dtype, name="attention")(summary)
+        attention = Conv(x.shape[-1], 1, dtype=self.dtype, name="attention")(summary)
         x = x + x * nn.sigmoid(attention)
-        return Conv(self.channels, 1, kernel_init=linear_init, dtype=self.dtype, name="conv")(x)
+        return Conv(self.channels, 1, dtype=self.dtype, name="conv")(x)
 
 
 class FeatureAlign(nn.Module):
@@ -56,7 +56,7 @@ class FeatureAlign(nn.Module):
         self, finer: Float[Array, "b h w c"], coarser: Float[Array, "b h w c"]
     ) -> Float[Array, "b h w c"]:
         both = jnp.concatenate([finer, 2 * coarser], axis=-1)
-        guide = Conv(self.channels, 1, kernel_init=linear_init, dtype=self.dtype, name="guide")(both)
+        guide = Conv(self.channels, 1, dtype=self.dtype, name="guide")(both)
         aligned = DeformableConv(self.channels, GROUPS, self.dtype, name="deformable")(coarser, guide)
         return finer + nn.relu(aligned)
 
@@ -89,7 +89,7 @@ class FaPN(Upsampler):
             x = self._conv(3, f"branch_{level}")(merged, train)
             x = resize(x, pyramid[4].shape[1:3], geometry=self.geometry)
             total = x if total is None else total + x
-        return self._conv(1, "out")(total, train)
+        return self._conv(1, "out", self.signed)(total, train)
 
-    def _conv(self, kernel_size: int, name: str) -> ConvNormRelu:
-        return ConvNormRelu(self.channels, kernel_size, self.bn, self.dtype, name=name)
+    def _conv(self, kernel_size: int, name: str, signed: bool = False) -> ConvNormRelu:
+        return ConvNormRelu(self.channels, kernel_size, self.bn, self.dtype, signed=signed, name=name)

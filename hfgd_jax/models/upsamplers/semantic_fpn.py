@@ -41,7 +41,7 @@ class SemanticFPN(Upsampler):
         for level in LEVELS:
             x = self._branch(merged[level], level, sizes, train)
             total = x if total is None else total + x
-        return self._conv(1, "out")(total, train)
+        return self._conv(1, "out", self.signed)(total, train)
 
     def _branch(
         self, x: Float[Array, "b h w c"], level: int, sizes: dict[int, tuple[int, int]], train: bool
@@ -69,5 +69,5 @@ class SemanticFPN(Upsampler):
             x = resize(x, sizes[start], geometry=self.geometry)
         return x
 
-    def _conv(self, kernel_size: int, name: str) -> ConvNormRelu:
-        return ConvNormRelu(self.channels, kernel_size, self.bn, self.dtype, name=name)
+    def _conv(self, kernel_size: int, name: str, signed: bool = False) -> ConvNormRelu:
+        return ConvNormRelu(self.channels, kernel_size, self.bn, self.dtype, signed=signed, name=name)

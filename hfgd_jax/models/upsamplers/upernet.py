@@ -32,7 +32,7 @@ class UPerNet(Upsampler):
             levels[level] = self._conv(3, f"smooth_{level}")(merged, train)
         size = pyramid[4].shape[1:3]
         maps = [resize(levels[level], size, geometry=self.geometry) for level in sorted(levels)]
-        return self._conv(3, "fuse")(jnp.concatenate(maps, axis=-1), train)
+        return self._conv(3, "fuse", self.signed)(jnp.concatenate(maps, axis=-1), train)
 
-    def _conv(self, kernel_size: int, name: str) -> ConvNormRelu:
-        return ConvNormRelu(self.channels, kernel_size, self.bn, self.dtype, name=name)
+    def _conv(self, kernel_size: int, name: str, signed: bool = False) -> ConvNormRelu:
+        return ConvNormRelu(self.channels, kernel_size, self.bn, self.dtype, signed=signed, name=name)
