@@ -254,6 +254,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     configuration.set_backbone(config, row.backbone)
     config.model.backbone.weights = args.weights
     config.model.update_from_flattened_dict({**row.upsampler, "context": row.context, **row.hfgm})
+    config.model.context_attention_bias = True  # as the public code has it
     config.eval.branch = "probe" if config.model.guidance.probe else "prediction"
     _set(config, args.setting or row.setting)
     data = row.data

@@ -66,6 +66,7 @@ def build_model(
             output_stride=m.backbone.output_stride,
             geometry=m.geometry,
             scale_attention=m.scale_context_attention,
+            attention_bias=m.context_attention_bias,
             signed=signed["teacher"],
             **common,
         )

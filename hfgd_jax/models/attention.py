@@ -59,20 +59,23 @@ class SelfAttention(nn.Module):
     Attributes:
         query_channels: of query and key.
         value_channels: of the value, and so of the output.
-        scale: divide the logits by sqrt(query_channels); off is a reading (spec 1.5).
+        scale: divide the logits by sqrt(query_channels); off is a reading (docs/readings.md).
+        bias: query, key and value have biases, as in the public code. A key's changes nothing, as the
+            softmax cancels it; a query's does.
         dtype: of the computation and the result.
     """
 
     query_channels: int = 64
     value_channels: int = 512
     scale: bool = False
+    bias: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w v"]:
         b, h, w, _ = x.shape
         query, key, value = (
-            _project(channels, name, self.dtype)(x).reshape(b, h * w, channels)
+            _project(channels, name, self.dtype, self.bias)(x).reshape(b, h * w, channels)
             for name, channels in (
                 ("query", self.query_channels),
                 ("key", self.query_channels),
@@ -86,6 +89,6 @@ class SelfAttention(nn.Module):
         return jnp.einsum("bts,bsc->btc", weights, value).reshape(b, h, w, self.value_channels)
 
 
-def _project(channels: int, name: str, dtype: Any) -> Conv:
-    """A 1x1 projection; no bias, as the softmax cancels a key's and the norm that follows a value's."""
-    return Conv(channels, 1, dtype=dtype, name=name)
+def _project(channels: int, name: str, dtype: Any, bias: bool = False) -> Conv:
+    """A 1x1 projection."""
+    return Conv(channels, 1, use_bias=bias, dtype=dtype, name=name)

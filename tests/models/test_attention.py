@@ -57,14 +57,14 @@ def test_axial_attention_is_the_same_in_training(axial):
     np.testing.assert_allclose(y, module.apply({**variables, **statistics}, x, False), atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [False, True])
-def test_self_attention_equals_naive(scale, model_tools):
+@pytest.mark.parametrize(("scale", "bias"), [(False, False), (True, True)])
+def test_self_attention_equals_naive(scale, bias, model_tools):
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
-    module = SelfAttention(4, 10, scale)
+    module = SelfAttention(4, 10, scale, bias)
     variables = model_tools.randomize(jax.eval_shape(lambda: module.init(jax.random.key(0), x)))
     q, k, v = (
-        x.reshape(2, 12, 6) @ np.asarray(variables["params"][part]["kernel"])
-        for part in ("query", "key", "value")
+        x.reshape(2, 12, 6) @ np.asarray(layer["kernel"]) + layer.get("bias", 0.0)
+        for layer in (variables["params"][part] for part in ("query", "key", "value"))
     )
     expected = np.stack([softmax(q[b] @ k[b].T / (2 if scale else 1)) @ v[b] for b in range(2)])
     y = module.apply(variables, x)

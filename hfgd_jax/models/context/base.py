@@ -36,6 +36,7 @@ class ContextEncoder(nn.Module):
         output_stride: of `f32`, for atrous rates.
         geometry: how maps are resized.
         scale_attention: divide self-attention's logits by sqrt(query_channels).
+        attention_bias: self-attention's query, key and value have biases.
         bn: decay and epsilon of the batch normalisation.
         dtype: of the computation.
         signed: the high-level feature ends without a ReLU.
@@ -49,6 +50,7 @@ class ContextEncoder(nn.Module):
     output_stride: int = 32
     geometry: Geometry = "align_corners"
     scale_attention: bool = False
+    attention_bias: bool = False
     bn: BatchNorm = BatchNorm()
     dtype: Any = jnp.float32
     signed: bool = False

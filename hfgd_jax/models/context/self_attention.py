@@ -31,6 +31,7 @@ def attend_and_project(
         encoder.query_channels,
         encoder.context_channels,
         encoder.scale_attention,
+        encoder.attention_bias,
         encoder.dtype,
         name="attention",
         parent=encoder,
