@@ -15,6 +15,7 @@ from hfgd_jax.config_checks import (
     BACKBONES,
     CONTEXTS,
     CONVNEXTS,
+    EFFICIENTNETS,
     RESNETS,
     SWINS,
     UPSAMPLERS,
@@ -229,7 +230,12 @@ def set_tiny(config: ConfigDict) -> None:
     """The same structure at a size that trains a step in seconds on a CPU, on the embedded data set."""
     config.model.update({"channels": 16, "context_channels": 32, "wide_channels": 64, "query_channels": 16})
     family = config.model.backbone.name
-    small = {CONVNEXTS: "convnext_a", SWINS: "swin_t", RESNETS: "resnet18"}
+    small = {
+        CONVNEXTS: "convnext_a",
+        SWINS: "swin_t",
+        RESNETS: "resnet18",
+        EFFICIENTNETS: "efficientnet_lite0",
+    }
     set_backbone(config, next(name for names, name in small.items() if family in names))
     config.model.backbone.weights = ""
     config.model.batch_norm_decay = 0.9

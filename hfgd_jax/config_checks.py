@@ -11,7 +11,11 @@ from hfgd_jax.errors import UserError
 RESNETS = ("resnet18", "resnet50", "resnet101", "resnet50d", "resnet101d")
 CONVNEXTS = ("convnext_a", "convnext_t", "convnext_s", "convnext_b", "convnext_l")
 SWINS = ("swin_t", "swin_s", "swin_b", "swin_l")
-BACKBONES = (*RESNETS, *CONVNEXTS, *SWINS)
+EFFICIENTNETS = (
+    *(f"efficientnet_b{size}" for size in range(8)),
+    *(f"efficientnet_lite{size}" for size in range(5)),
+)
+BACKBONES = (*RESNETS, *CONVNEXTS, *SWINS, *EFFICIENTNETS)
 CONTEXTS = ("identity", "aspp", "ppm", "ocr", "sa", "sa_car", "cae")
 UPSAMPLERS = ("none", "sfpn", "u_sfpn", "fapn", "upernet", "deeplabv3plus")
 GEOMETRIES = ("align_corners", "half_pixel")
@@ -62,29 +66,30 @@ def validate(config: ConfigDict) -> None:
 
 
 def geometry_of(backbone: str) -> str:
-    """A patch embedding's features are cells; a ResNet's sit on pixels 0, s, 2s, ... (spec 1.0)."""
-    return "align_corners" if backbone in RESNETS else "half_pixel"
+    """A patch embedding's features are cells; those of strided convolutions sit on pixels 0, s, 2s, ...."""
+    return "align_corners" if backbone in (*RESNETS, *EFFICIENTNETS) else "half_pixel"
 
 
 def _check_backbone(model: ConfigDict) -> None:
     backbone = model.backbone
     if backbone.drop_path != -1.0:
         _in_range("config.model.backbone.drop_path", backbone.drop_path, 0.0, 0.99)
-    if backbone.name in RESNETS:
-        if backbone.drop_path > 0 or backbone.scan_blocks:
-            field = "drop_path" if backbone.drop_path > 0 else "scan_blocks"
-            raise UserError(
-                f"config.model.backbone.{field}={backbone[field]}: ResNets have no such thing; "
-                "set it back, or use a ConvNeXt or Swin"
-            )
-        return
-    if model.geometry != geometry_of(backbone.name):
+    if backbone.scan_blocks and backbone.name in (*RESNETS, *EFFICIENTNETS):
+        raise UserError(
+            "config.model.backbone.scan_blocks=True: ConvNeXt and Swin alone have it; set it to False"
+        )
+    if backbone.drop_path > 0 and backbone.name in RESNETS:
+        raise UserError(
+            f"config.model.backbone.drop_path={backbone.drop_path}: ResNets have no such thing; "
+            "set it to -1.0, or use another backbone"
+        )
+    if backbone.multi_grid and backbone.name not in RESNETS:
+        raise UserError("config.model.backbone.multi_grid=True: ResNets alone have it; set it to False")
+    if backbone.name in (*CONVNEXTS, *SWINS) and model.geometry != geometry_of(backbone.name):
         raise UserError(
             f"config.model.geometry={model.geometry!r}: the features of {backbone.name} are cells; "
             f"set config.model.geometry='{geometry_of(backbone.name)}'"
         )
-    if backbone.multi_grid:
-        raise UserError("config.model.backbone.multi_grid=True: ResNets alone have it; set it to False")
     if backbone.name in SWINS:
         one_of("config.model.backbone.output_stride (Swin has no dilation)", backbone.output_stride, (32,))
 

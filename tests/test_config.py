@@ -72,7 +72,7 @@ def test_a_bad_value_is_named(field, value, says):
     ("backbone", "fields", "says"),
     [
         ("resnet50", {"backbone.drop_path": 0.1}, "backbone.drop_path=0.1: ResNets have no such thing"),
-        ("resnet50", {"backbone.scan_blocks": True}, "backbone.scan_blocks=True: ResNets have no such thing"),
+        ("resnet50", {"backbone.scan_blocks": True}, "backbone.scan_blocks=True: ConvNeXt and Swin alone"),
         ("convnext_t", {"backbone.multi_grid": True}, "multi_grid=True: ResNets alone have it"),
         ("convnext_t", {"geometry": "align_corners"}, "set config.model.geometry='half_pixel'"),
         ("swin_t", {"backbone.output_stride": 8}, "(Swin has no dilation)=8: unknown; one of 32"),

@@ -5,6 +5,7 @@ Parameters and running statistics are float32 whatever the compute dtype.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 he_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")  # before a ReLU
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 glorot_init = nn.initializers.glorot_uniform()  # the decoder, as in the public code (docs/readings.md)
 
 
@@ -103,12 +105,12 @@ class Conv(nn.Module):
         return y
 
 
-def _depthwise_by_groups(x: Array, kernel: Array, dilation: int) -> Array:
+def _depthwise_by_groups(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
     pad = (kernel.shape[0] // 2) * dilation
     return lax.conv_general_dilated(
         x,
         kernel,
-        (1, 1),
+        (stride, stride),
         ((pad, pad), (pad, pad)),
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -116,30 +118,35 @@ def _depthwise_by_groups(x: Array, kernel: Array, dilation: int) -> Array:
     )
 
 
-@functools.partial(jax.jit, static_argnames="dilation")  # traced once for all layers of a shape
-def _depthwise_by_taps(x: Array, kernel: Array, dilation: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("stride", "dilation"))  # traced once for all layers of a shape
+def _depthwise_by_taps(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
     (b, h, w, c), k = x.shape, kernel.shape[0]
+    height, width = (h - 1) // stride + 1, (w - 1) // stride + 1
     padded, kernel = _padded_float32(x, k, dilation), kernel.astype(jnp.float32)
-    total = jnp.zeros(x.shape, jnp.float32)
+    total = jnp.zeros((b, height, width, c), jnp.float32)
     for i, j in ((i, j) for i in range(k) for j in range(k)):
         top, left = i * dilation, j * dilation
-        total += lax.slice(padded, (0, top, left, 0), (b, top + h, left + w, c)) * kernel[i, j, 0]
+        ends = (b, top + (height - 1) * stride + 1, left + (width - 1) * stride + 1, c)
+        total += lax.slice(padded, (0, top, left, 0), ends, (1, stride, stride, 1)) * kernel[i, j, 0]
     return total.astype(x.dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "dilation"))
-def _depthwise_kernel_gradient_by_rows(x: Array, gradient: Array, size: int, dilation: int) -> Array:
-    b, h, w, c = x.shape
+@functools.partial(jax.jit, static_argnames=("size", "stride", "dilation"))
+def _depthwise_kernel_gradient_by_rows(
+    x: Array, gradient: Array, size: int, stride: int, dilation: int
+) -> Array:
+    b, height, width, c = gradient.shape
     padded = _padded_float32(x, size, dilation)
 
     def add_row(sums: tuple[Array, ...], i: Array) -> tuple[tuple[Array, ...], None]:
-        rows = lax.dynamic_slice_in_dim(padded, i, (size - 1) * dilation + 1, 1)[:, ::dilation]
+        rows = lax.dynamic_slice_in_dim(padded, i * stride, (size - 1) * dilation + 1, 1)[:, ::dilation]
         weight = lax.dynamic_slice_in_dim(gradient, i, 1, 1).astype(jnp.float32)
-        columns = (rows[:, :, j * dilation : j * dilation + w] for j in range(size))
+        starts = (j * dilation for j in range(size))
+        columns = (rows[:, :, start : start + (width - 1) * stride + 1 : stride] for start in starts)
         return tuple(s + column * weight for s, column in zip(sums, columns, strict=True)), None
 
-    zeros = (jnp.zeros((b, size, w, c), jnp.float32),) * size
-    sums = lax.scan(add_row, zeros, jnp.arange(h))[0]
+    zeros = (jnp.zeros((b, size, width, c), jnp.float32),) * size
+    sums = lax.scan(add_row, zeros, jnp.arange(height))[0]
     return jnp.stack([s.sum((0, 2)) for s in sums], 1)[:, :, None].astype(x.dtype)
 
 
@@ -148,10 +155,10 @@ def _padded_float32(x: Array, size: int, dilation: int) -> Array:
     return jnp.pad(x.astype(jnp.float32), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_convolve(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], dilation: int
-) -> Float[Array, "b h w c"]:
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], stride: int, dilation: int
+) -> Float[Array, "b H W c"]:
     """A convolution of each channel by itself, with symmetric padding.
 
     On a CPU it is a sum of shifted products, and its kernel's gradient one of products of rows, both in
@@ -160,52 +167,66 @@ def depthwise_convolve(
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_depthwise_by_taps, dilation=dilation),
-        default=functools.partial(_depthwise_by_groups, dilation=dilation),
+        cpu=functools.partial(_depthwise_by_taps, stride=stride, dilation=dilation),
+        default=functools.partial(_depthwise_by_groups, stride=stride, dilation=dilation),
     )
 
 
-def _depthwise_forward(x: Array, kernel: Array, dilation: int) -> tuple[Array, tuple]:
-    return depthwise_convolve(x, kernel, dilation), (x, kernel)
+def _depthwise_forward(x: Array, kernel: Array, stride: int, dilation: int) -> tuple[Array, tuple]:
+    return depthwise_convolve(x, kernel, stride, dilation), (x, kernel)
 
 
-def _depthwise_backward(dilation: int, saved: tuple, gradient: Array) -> tuple[Array, Array]:
+def _depthwise_backward(stride: int, dilation: int, saved: tuple, gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
+    steps = {"stride": stride, "dilation": dilation}
+
+    def transposed(convolution: Callable, x: Array) -> Callable[[Array], Array]:
+        plain = functools.partial(convolution, kernel=kernel, **steps)
+        return lambda gradient: jax.linear_transpose(plain, x)(gradient)[0]
 
     def by_groups(x: Array, gradient: Array) -> Array:
-        plain = functools.partial(_depthwise_by_groups, x, dilation=dilation)
+        plain = functools.partial(_depthwise_by_groups, x, **steps)
         return jax.linear_transpose(plain, kernel)(gradient)[0]
 
-    by_rows = functools.partial(_depthwise_kernel_gradient_by_rows, size=kernel.shape[0], dilation=dilation)
+    by_rows = functools.partial(_depthwise_kernel_gradient_by_rows, size=kernel.shape[0], **steps)
     kernel_gradient = lax.platform_dependent(x, gradient, cpu=by_rows, default=by_groups)
-    return depthwise_convolve(gradient, kernel[::-1, ::-1], dilation), kernel_gradient
+    if stride == 1:
+        return depthwise_convolve(gradient, kernel[::-1, ::-1], 1, dilation), kernel_gradient
+    taps, groups = (transposed(convolution, x) for convolution in (_depthwise_by_taps, _depthwise_by_groups))
+    return lax.platform_dependent(gradient, cpu=taps, default=groups), kernel_gradient
 
 
 depthwise_convolve.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class DepthwiseConv(nn.Module):
-    """`depthwise_convolve` with a kernel `[k, k, 1, c]` and a bias.
+    """`depthwise_convolve` with a kernel `[k, k, 1, c]`.
 
     Attributes:
         kernel_size: odd.
         dilation: along both axes.
         kernel_init: the initialiser.
         dtype: of the computation and the result.
+        stride: along both axes; samples 0, s, 2s, ... stay.
+        use_bias: adds a float32 parameter `bias`.
     """
 
     kernel_size: int = 3
     dilation: int = 1
     kernel_init: nn.initializers.Initializer = he_init
     dtype: Any = jnp.float32
+    stride: int = 1
+    use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
         k, c = self.kernel_size, x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (k, k, 1, c), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
-        y = depthwise_convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.dilation)
-        return y + bias.astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, (k, k, 1, c), jnp.float32).astype(self.dtype)
+        y = depthwise_convolve(x.astype(self.dtype), kernel, self.stride, self.dilation)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y
 
 
 class PatchConv(nn.Module):

@@ -75,12 +75,12 @@ def test_several_cpu_devices_get_one_convolution_too():
     assert gradient.lower(kernel).as_text().count("stablehlo.convolution") == 2
 
 
-def depthwise(x, kernel, dilation):
+def depthwise(x, kernel, stride, dilation):
     pad = (kernel.shape[0] // 2) * dilation
     return lax.conv_general_dilated(
         x,
         kernel,
-        (1, 1),
+        (stride, stride),
         ((pad, pad), (pad, pad)),
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -89,21 +89,23 @@ def depthwise(x, kernel, dilation):
 
 
 @pytest.mark.parametrize(
-    ("shape", "size", "dilation", "dtype", "tolerance"),
+    ("shape", "size", "stride", "dilation", "dtype", "tolerance"),
     [
-        ((2, 9, 11, 3), 7, 1, "float32", 1e-5),
-        ((1, 5, 17, 2), 7, 4, "float32", 1e-5),  # most taps see the padding alone
-        ((2, 6, 5, 3), 3, 2, "bfloat16", 1e-2),
+        ((2, 9, 11, 3), 7, 1, 1, "float32", 1e-5),
+        ((1, 5, 17, 2), 7, 1, 4, "float32", 1e-5),  # most taps see the padding alone
+        ((2, 9, 10, 3), 3, 2, 1, "float32", 1e-5),
+        ((2, 10, 9, 3), 5, 2, 1, "float32", 1e-5),
+        ((2, 6, 5, 3), 3, 1, 2, "bfloat16", 1e-2),
     ],
 )
-def test_depthwise_convolution_equals_the_grouped_one(shape, size, dilation, dtype, tolerance):
+def test_depthwise_convolution_equals_the_grouped_one(shape, size, stride, dilation, dtype, tolerance):
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], shape).astype(dtype)
     kernel = jax.random.normal(keys[1], (size, size, 1, shape[-1])).astype(dtype)
-    weight = jax.random.normal(keys[2], shape)
+    weight = jax.random.normal(keys[2], depthwise(x, kernel, stride, dilation).shape)
 
     def run(convolution, *arguments):
-        return jax.value_and_grad(lambda x, k: jnp.sum(convolution(x, k, dilation) * weight), (0, 1))(
+        return jax.value_and_grad(lambda x, k: jnp.sum(convolution(x, k, stride, dilation) * weight), (0, 1))(
             *arguments
         )
 
@@ -116,7 +118,7 @@ def test_depthwise_convolution_equals_the_grouped_one(shape, size, dilation, dty
 
 def test_an_accelerator_gets_grouped_convolutions():
     def text(platform):
-        gradient = jax.jit(jax.grad(lambda x, k: jnp.sum(layers.depthwise_convolve(x, k, 1) ** 2), (0, 1)))
+        gradient = jax.jit(jax.grad(lambda x, k: jnp.sum(layers.depthwise_convolve(x, k, 1, 1) ** 2), (0, 1)))
         arguments = (
             jax.ShapeDtypeStruct((2, 9, 9, 4), jnp.float32),
             jax.ShapeDtypeStruct((7, 7, 1, 4), jnp.float32),

@@ -1,6 +1,6 @@
 """Backbones: images in, the pyramid {4, 8, 16, 32} out (spec 1.6)."""
 
-from hfgd_jax.models.backbones import convnext, resnet, swin
+from hfgd_jax.models.backbones import convnext, efficientnet, resnet, swin
 from hfgd_jax.models.backbones.base import Backbone
 
 BACKBONES: dict[str, Backbone] = {
@@ -18,6 +18,19 @@ BACKBONES: dict[str, Backbone] = {
     "swin_s": swin.entry("swin_s"),
     "swin_b": swin.entry("swin_b"),
     "swin_l": swin.entry("swin_l"),
+    "efficientnet_b0": efficientnet.entry("efficientnet_b0"),
+    "efficientnet_b1": efficientnet.entry("efficientnet_b1"),
+    "efficientnet_b2": efficientnet.entry("efficientnet_b2"),
+    "efficientnet_b3": efficientnet.entry("efficientnet_b3"),
+    "efficientnet_b4": efficientnet.entry("efficientnet_b4"),
+    "efficientnet_b5": efficientnet.entry("efficientnet_b5"),
+    "efficientnet_b6": efficientnet.entry("efficientnet_b6"),
+    "efficientnet_b7": efficientnet.entry("efficientnet_b7"),
+    "efficientnet_lite0": efficientnet.entry("efficientnet_lite0"),
+    "efficientnet_lite1": efficientnet.entry("efficientnet_lite1"),
+    "efficientnet_lite2": efficientnet.entry("efficientnet_lite2"),
+    "efficientnet_lite3": efficientnet.entry("efficientnet_lite3"),
+    "efficientnet_lite4": efficientnet.entry("efficientnet_lite4"),
 }
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hfgd_jax.models.backbones.base import IMAGENET, Backbone, Naming, WeightTarget
-from hfgd_jax.models.layers import BatchNorm, Conv, average_pool, batch_norm, max_pool
+from hfgd_jax.models.layers import BatchNorm, Conv, average_pool, batch_norm, he_fan_out, max_pool
 
 EPSILON = 1e-5
 STAGE_CHANNELS = (64, 128, 256, 512)
@@ -28,7 +28,6 @@ DEPTHS = {
 }
 STEM_CHANNELS = (32, 32, 64)  # of a deep stem
 MULTI_GRID = (1, 2, 4)
-he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
 def is_bottleneck(name: str) -> bool:
