@@ -184,7 +184,7 @@ def test_every_naming_names_every_leaf_once(name):
     }
     norms = {path for path in leaves if path[1].startswith("norm_")}
     namings = {naming.name: naming for naming in BACKBONES[name].namings()}
-    assert list(namings) == ["timm", "torchvision", "transformers", "facebook"]
+    assert list(namings) == ["timm", "torchvision", "transformers", "facebook", "transformers_dinov3"]
     for naming in namings.values():
         places = [(target.collection, *target.path) for target in naming.targets.values()]
         assert len(set(places)) == len(places)

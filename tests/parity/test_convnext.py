@@ -1,6 +1,7 @@
 """ConvNeXt against timm, torchvision and transformers: random weights through their own files."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.torch").save_file
 
+from flax.traverse_util import flatten_dict  # noqa: E402
 from safetensors.numpy import save_file as save_arrays  # noqa: E402
 
 from hfgd_jax.models.backbones import BACKBONES  # noqa: E402
 from hfgd_jax.models.backbones.convnext import VARIANTS  # noqa: E402
-from hfgd_jax.pretrained import backbone_shapes, export_backbone, load_backbone  # noqa: E402
+from hfgd_jax.pretrained import backbone_shapes, export_backbone, find_naming, load_backbone  # noqa: E402
+from hfgd_jax.weight_layouts import file_shape  # noqa: E402
 
 TOLERANCE = 1e-4
 SIZES = [(224, 224), (384, 384), (513, 481)]
@@ -159,3 +162,72 @@ def test_the_authors_names(parity, tmp_path):
     for key, value in fresh.state_dict().items():
         if not key.startswith("head."):
             assert torch.equal(value, theirs.state_dict()[key]), key
+
+
+@pytest.fixture(scope="module")
+def dinov3(parity):
+    """DINOv3's tiny network of transformers and its levels, before any norm, for one picture."""
+    transformers = pytest.importorskip("transformers")
+    theirs = parity.randomize(transformers.DINOv3ConvNextModel(transformers.DINOv3ConvNextConfig()))
+    return theirs, list(theirs.model.stages)
+
+
+@pytest.mark.parametrize("saved", ["file", "state_dict"])
+def test_dinov3_of_transformers(saved, dinov3, parity, tmp_path):
+    """As it saves itself, and as its state dict has it in memory, below `model.`."""
+    theirs, stages = dinov3
+    path = tmp_path / "model.safetensors"
+    theirs.save_pretrained(tmp_path) if saved == "file" else save_file(theirs.state_dict(), path)
+    params, report = loaded("convnext_t", path)
+    assert (report.naming, report.missing) == ("transformers_dinov3", [])
+    assert only_norms_start_afresh(report)
+    assert report.surplus == ["layer_norm.bias", "layer_norm.weight"]
+    compare(parity, params, (224, 192), stages, forward("convnext_t"))
+
+
+def test_dinov3_of_the_authors(dinov3, parity, tmp_path):
+    """Their names, from which transformers converts (here backwards); the last norm lies there twice."""
+    theirs, stages = dinov3
+    tensors = {}
+    for name, value in theirs.state_dict().items():
+        name = re.sub(r"^model\.stages\.(\d)\.downsample_layers", r"downsample_layers.\1", name)
+        name = re.sub(r"^model\.stages\.(\d)\.layers", r"stages.\1", name)
+        name = name.replace("depthwise_conv", "dwconv").replace("pointwise_conv", "pwconv")
+        tensors[name.replace("layer_norm", "norm")] = value
+    last = {f"norms.3.{leaf}": tensors[f"norm.{leaf}"] for leaf in ("weight", "bias")}
+    torch.save(tensors | last, tmp_path / "authors.pth")
+    params, report = loaded("convnext_t", tmp_path / "authors.pth")
+    assert (report.naming, report.missing) == ("facebook", [])
+    assert only_norms_start_afresh(report)
+    assert report.surplus == ["norm.bias", "norm.weight", "norms.3.bias", "norms.3.weight"]
+    compare(parity, params, (224, 192), stages, forward("convnext_t"))
+
+
+def test_dinov3_of_timm(parity, tmp_path):
+    """A classifier's head without its last layer: the last norm is named as a classifier's."""
+    timm = pytest.importorskip("timm")
+    theirs = parity.randomize(timm.create_model("convnext_tiny.dinov3_lvd1689m"))
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    params, report = loaded("convnext_t", tmp_path / "model.safetensors")
+    assert (report.naming, report.missing) == ("timm", [])
+    assert only_norms_start_afresh(report)
+    assert report.surplus == ["head.norm.bias", "head.norm.weight"]
+    mean, deviation = (np.array(theirs.pretrained_cfg[key]) * 255 for key in ("mean", "std"))
+    np.testing.assert_allclose(BACKBONES["convnext_t"].normalization, (mean, deviation), rtol=1e-6)
+    compare(parity, params, (224, 192), timm_stages(theirs), forward("convnext_t"))
+
+
+@pytest.mark.parametrize("name", ["convnext_s", "convnext_b", "convnext_l"])
+def test_dinov3_names_and_shapes_of_other_sizes(name):
+    """Every tensor of transformers' network; nothing is computed."""
+    transformers = pytest.importorskip("transformers")
+    depths, widths, _ = VARIANTS[name]
+    with torch.device("meta"):
+        theirs = transformers.DINOv3ConvNextModel(
+            transformers.DINOv3ConvNextConfig(depths=list(depths), hidden_sizes=list(widths))
+        )
+    shapes = {key.removeprefix("model."): tuple(v.shape) for key, v in theirs.state_dict().items()}
+    del shapes["layer_norm.weight"], shapes["layer_norm.bias"]
+    leaves = flatten_dict(backbone_shapes(name)["params"]["backbone"])
+    targets = find_naming(name, "transformers_dinov3").targets
+    assert shapes == {key: file_shape(target, leaves[target.path].shape) for key, target in targets.items()}

@@ -179,6 +179,17 @@ _TRANSFORMERS = _Names(
     layer_scale="layer_scale_parameter",
     level_norm="hidden_states_norms.stage{stage}",
 )
+_TRANSFORMERS_DINOV3 = _Names(
+    stem="stages.0.downsample_layers.0",
+    stem_norm="stages.0.downsample_layers.1",
+    downsample="stages.{s}.downsample_layers",
+    block="stages.{s}.layers.{b}",
+    depthwise="depthwise_conv",
+    norm="layer_norm",
+    expand="pointwise_conv1",
+    project="pointwise_conv2",
+    layer_scale="gamma",
+)
 _FACEBOOK = _Names(
     stem="downsample_layers.0.0",
     stem_norm="downsample_layers.0.1",
@@ -218,16 +229,32 @@ def namings(name: str) -> tuple[Naming, ...]:
 
     timm and torchvision have no norms of the levels, so that these start fresh from their files and have no
     place in them. timm's atto holds its dense layers as 1x1 convolutions.
+
+    DINOv3's networks (Siméoni et al. 2025; ImageNet's mean and deviation) come in timm's names, in their
+    authors', which are `facebook`'s, and in names of their own from transformers. Their one norm past the
+    stages, of the pooled feature and the last level's, is left out as a classifier's is, and as the backbones
+    of timm and transformers do; the authors' files hold it twice, as `norm` and `norms.3`.
     """
     heads = {
         "timm": ("head.", "norm_pre."),
         "torchvision": ("classifier.",),
         "transformers": ("layernorm.", "classifier."),
-        "facebook": ("norm.", "head."),
+        "facebook": ("norm.", "norms.3.", "head."),
+        "transformers_dinov3": ("layer_norm.",),
     }
-    prefixes = {"transformers": ("convnext.", "backbone.", ""), "facebook": ("", "backbone.")}
+    prefixes = {
+        "transformers": ("convnext.", "backbone.", ""),
+        "facebook": ("", "backbone."),
+        "transformers_dinov3": ("", "model."),
+    }
     timm = _TIMM._replace(dense_layout="conv") if name == "convnext_a" else _TIMM
-    tables = {"timm": timm, "torchvision": _TORCHVISION, "transformers": _TRANSFORMERS, "facebook": _FACEBOOK}
+    tables = {
+        "timm": timm,
+        "torchvision": _TORCHVISION,
+        "transformers": _TRANSFORMERS,
+        "facebook": _FACEBOOK,
+        "transformers_dinov3": _TRANSFORMERS_DINOV3,
+    }
     return tuple(
         Naming(
             source,
