@@ -88,6 +88,8 @@ def default() -> ConfigDict:
                 "weights": "",  # .safetensors (or .pth) file; "" trains from random weights
                 "output_stride": 32,  # 16 or 8: dilation replaces the last strides
                 "multi_grid": False,  # ResNet: dilation (1, 2, 4) within the last stage when dilated
+                "batch_norm_epsilon": -1.0,  # -1: the backbone's own; weights of timm's efficientnet_*: 1e-5
+                "normalization": "",  # of pixels: imagenet, half (127.5, 127.5), lite (127, 128); "": its own
                 "drop_path": -1.0,  # stochastic depth's rate at the last block; -1: the source's
                 "scan_blocks": False,  # ConvNeXt, Swin: a stage's blocks compile once (docs/scaling.md)
                 "remat": False,  # compute each block again in the backward pass: less memory, more time

@@ -16,6 +16,7 @@ EFFICIENTNETS = (
     *(f"efficientnet_lite{size}" for size in range(5)),
 )
 BACKBONES = (*RESNETS, *CONVNEXTS, *SWINS, *EFFICIENTNETS)
+NORMALIZATIONS = ("imagenet", "half", "lite")
 CONTEXTS = ("identity", "aspp", "ppm", "ocr", "sa", "sa_car", "cae")
 UPSAMPLERS = ("none", "sfpn", "u_sfpn", "fapn", "upernet", "deeplabv3plus")
 GEOMETRIES = ("align_corners", "half_pixel")
@@ -72,6 +73,16 @@ def geometry_of(backbone: str) -> str:
 
 def _check_backbone(model: ConfigDict) -> None:
     backbone = model.backbone
+    if backbone.normalization:
+        field = "config.model.backbone.normalization ('': the backbone's own)"
+        one_of(field, backbone.normalization, NORMALIZATIONS)
+    if backbone.batch_norm_epsilon != -1.0:
+        _in_range("config.model.backbone.batch_norm_epsilon", backbone.batch_norm_epsilon, 1e-8, 1.0)
+        if backbone.name in (*CONVNEXTS, *SWINS):
+            raise UserError(
+                f"config.model.backbone.batch_norm_epsilon={backbone.batch_norm_epsilon}: {backbone.name} has "
+                "no batch normalisation; set it to -1.0"
+            )
     if backbone.drop_path != -1.0:
         _in_range("config.model.backbone.drop_path", backbone.drop_path, 0.0, 0.99)
     if backbone.scan_blocks and backbone.name in (*RESNETS, *EFFICIENTNETS):

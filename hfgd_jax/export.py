@@ -98,7 +98,8 @@ def run(
 
 def input_contract(config: ConfigDict) -> dict[str, Any]:
     """What images a program takes, as plain data: what `loader.py` goes by."""
-    mean, std = backbones.normalization(config.model.backbone.name)
+    backbone = config.model.backbone
+    mean, std = backbones.normalization(backbone.name, backbone.normalization)
     scale = augment.as_fraction(float(config.data.input_scale))
     return {
         "images": "uint8 [b, H, W, 3], RGB 0-255; the program normalises: (x - mean) / std",
@@ -255,7 +256,8 @@ def _view(images: Images, config: ConfigDict) -> tuple[dict[str, np.ndarray], tu
     """Images as evaluation pads them, and their height and width."""
     size = images.shape[1:3]
     ((canvas, _),) = buckets.plan([size], 1, [Fraction(1)], config.model.geometry)
-    mean = backbones.normalization(config.model.backbone.name)[0]
+    backbone = config.model.backbone
+    mean, _ = backbones.normalization(backbone.name, backbone.normalization)
     views = [pipeline.views(image, (1.0,), canvas, mean)[0] for image in images]
     return {key: np.stack([view[key] for view in views]) for key in views[0]}, size
 

@@ -57,7 +57,8 @@ class System:
     @property
     def mean_pixel(self) -> np.ndarray:
         """RGB 0-255 of the padding, `[3]`."""
-        return np.asarray(backbones.normalization(self.config.model.backbone.name)[0])
+        backbone = self.config.model.backbone
+        return np.asarray(backbones.normalization(backbone.name, backbone.normalization)[0])
 
 
 def build(config: ConfigDict, mesh: Mesh | AbstractMesh | None = None) -> System:

@@ -8,7 +8,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from hfgd_jax.models.attention import AxialAttention
-from hfgd_jax.models.backbones import BACKBONES
+from hfgd_jax.models.backbones import BACKBONES, normalization
 from hfgd_jax.models.context import CONTEXTS
 from hfgd_jax.models.guidance import ClassTokens
 from hfgd_jax.models.layers import BatchNorm
@@ -70,7 +70,8 @@ def build_model(
             signed=signed["teacher"],
             **common,
         )
-    mean, std = backbone.normalization
+    epsilon = backbone.epsilon if m.backbone.batch_norm_epsilon < 0 else m.backbone.batch_norm_epsilon
+    mean, std = normalization(m.backbone.name, m.backbone.normalization)
     return Segmenter(
         backbone=backbone.build(
             output_stride=m.backbone.output_stride,
@@ -78,7 +79,7 @@ def build_model(
             drop_path=backbone.drop_path if m.backbone.drop_path < 0 else m.backbone.drop_path,
             scan_blocks=m.backbone.scan_blocks,
             remat=m.backbone.remat,
-            decay=m.batch_norm_decay,
+            bn=BatchNorm(m.batch_norm_decay, epsilon),
             dtype=dtype,
         ),
         context=context,

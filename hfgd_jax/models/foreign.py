@@ -99,20 +99,22 @@ def transformers_config(config: ConfigDict, classes: tuple[str, ...]) -> dict[st
     """
     model = config.model
     wanted = {
-        "context": "ppm",
-        "upsampler": "upernet",
-        "geometry": "half_pixel",
-        "context_channels": model.channels,
-        "backbone.output_stride": 32,
-        "guidance.axial_attention": False,
+        "context": ("ppm",),
+        "upsampler": ("upernet",),
+        "geometry": ("half_pixel",),
+        "context_channels": (model.channels,),
+        "backbone.output_stride": (32,),
+        "backbone.batch_norm_epsilon": (EPSILON, -1.0),
+        "backbone.normalization": ("imagenet", ""),
+        "guidance.axial_attention": (False,),
     }
-    for field, value in wanted.items():
+    for field, values in wanted.items():
         have = model
         for key in field.split("."):
             have = have[key]
-        if have != value:
+        if have not in values:
             raise UserError(
-                f"config.model.{field}={have!r}: transformers' UPerNet has {value!r}; "
+                f"config.model.{field}={have!r}: transformers' UPerNet has {values[0]!r}; "
                 "export the backbone alone (--output FILE.safetensors)"
             )
     if model.batch_norm_epsilon < EPSILON:

@@ -278,7 +278,7 @@ class PatchConv(nn.Module):
 class BatchNorm(NamedTuple):
     """How a part of the model normalises: `decay` of the running statistics, and `epsilon`.
 
-    The decoder's epsilon is the paper's setting (spec 2); a backbone has its source's.
+    The decoder's epsilon is the paper's setting; a backbone has its source's.
     """
 
     decay: float = 0.9997

@@ -65,7 +65,8 @@ def first_samples(config: ConfigDict, split: Split, count: int) -> list[Sample]:
     """
     data = config.data.copy_and_resolve_references()
     data.update({"workers": 0, "prefetch": 1})  # a sample depends on its number and the seed alone
-    mean_pixel = backbones.normalization(config.model.backbone.name)[0]
+    backbone = config.model.backbone
+    mean_pixel, _ = backbones.normalization(backbone.name, backbone.normalization)
     with pipeline.train_batches(
         split, data, batch_size=count, seed=config.train.seed, mean_pixel=mean_pixel
     ) as batches:

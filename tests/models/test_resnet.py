@@ -186,7 +186,7 @@ def test_dilation_rates(name, output_stride, multi_grid, last_stages):
 
 
 def test_normalization_is_torchvisions():
-    mean, std = normalization("resnet50")
+    mean, std = normalization("resnet50", "")
     np.testing.assert_allclose(np.array(mean) / 255, (0.485, 0.456, 0.406), atol=1e-6)
     np.testing.assert_allclose(np.array(std) / 255, (0.229, 0.224, 0.225), atol=1e-6)
 

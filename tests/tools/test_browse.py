@@ -29,7 +29,7 @@ def test_samples_are_those_that_a_run_sees_first(camvid_dir):
     config.train.seed = 3
     split = open_split(camvid_dir, "camvid", "train")
     samples = browse.first_samples(config, split, 5)
-    mean_pixel = backbones.normalization(config.model.backbone.name)[0]
+    mean_pixel = backbones.normalization(config.model.backbone.name, "")[0]
     config.data.workers = 0
     batches = pipeline.train_batches(split, config.data, batch_size=2, seed=3, mean_pixel=mean_pixel)
     with batches:

@@ -1,7 +1,7 @@
-"""Backbones: images in, the pyramid {4, 8, 16, 32} out (spec 1.6)."""
+"""Backbones: images in, the pyramid {4, 8, 16, 32} out."""
 
 from hfgd_jax.models.backbones import convnext, efficientnet, resnet, swin
-from hfgd_jax.models.backbones.base import Backbone
+from hfgd_jax.models.backbones.base import NORMALIZATIONS, Backbone
 
 BACKBONES: dict[str, Backbone] = {
     "resnet18": resnet.entry("resnet18"),
@@ -34,9 +34,14 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
-def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, in RGB 0-255, that the backbone's weights expect."""
-    return BACKBONES[name].normalization
+def normalization(name: str, choice: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, in RGB 0-255, that the backbone's weights expect.
+
+    Args:
+        name: a key of `BACKBONES`.
+        choice: a key of `NORMALIZATIONS`; empty for the backbone's own.
+    """
+    return NORMALIZATIONS[choice] if choice else BACKBONES[name].normalization
 
 
 def channels(name: str) -> dict[int, int]:

@@ -22,7 +22,7 @@ from hfgd_jax.models.backbones.base import (
 )
 from hfgd_jax.models.backbones.blocks import run_blocks
 from hfgd_jax.models.backbones.stochastic import Drops, draw, drop_path, drop_path_rates
-from hfgd_jax.models.layers import Conv, DepthwiseConv, PatchConv, layer_norm
+from hfgd_jax.models.layers import BatchNorm, Conv, DepthwiseConv, PatchConv, layer_norm
 
 init = nn.initializers.truncated_normal(0.02)
 LAYER_SCALE = 1e-6
@@ -279,11 +279,11 @@ def build(
     drop_path: float = 0.0,
     scan_blocks: bool = False,
     remat: bool = False,
-    decay: float = 0.9997,
+    bn: BatchNorm | None = None,
     dtype: Any = jnp.float32,
 ) -> ConvNeXt:
     """The network of a key of `VARIANTS`; ConvNeXt has no multi-grid and no batch normalisation."""
-    del multi_grid, decay
+    del multi_grid, bn
     depths, widths, _ = VARIANTS[name]
     return ConvNeXt(depths, widths, output_stride, drop_path, scan_blocks, remat, dtype)
 

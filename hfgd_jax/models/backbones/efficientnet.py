@@ -18,13 +18,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hfgd_jax.models.backbones import efficientnet_names
-from hfgd_jax.models.backbones.base import IMAGENET, Backbone
+from hfgd_jax.models.backbones.base import IMAGENET, LITE, Backbone
 from hfgd_jax.models.backbones.stochastic import Drops, draw, drop_path, drop_path_rates
 from hfgd_jax.models.layers import BatchNorm, Conv, DepthwiseConv, batch_norm, he_fan_out
 
-EPSILON = 1e-3
+BATCH_NORM = BatchNorm(epsilon=1e-3)
 DROP_PATH = 0.2  # the authors', in classification
-LITE = ((127.0,) * 3, (128.0,) * 3)  # mean and deviation of RGB 0-255 that Lite networks are fed with
 STEM_CHANNELS = 32
 REDUCTION = 4  # squeeze-and-excitation's channels are the block's input channels, divided by this
 
@@ -160,7 +159,7 @@ class EfficientNet(nn.Module):
     variant: str = "efficientnet_b0"
     output_stride: int = 32
     drop_path: float = 0.0
-    bn: BatchNorm = BatchNorm(epsilon=EPSILON)
+    bn: BatchNorm = BATCH_NORM
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -222,12 +221,12 @@ def build(
     drop_path: float = 0.0,
     scan_blocks: bool = False,
     remat: bool = False,
-    decay: float = 0.9997,
+    bn: BatchNorm = BATCH_NORM,
     dtype: Any = jnp.float32,
 ) -> EfficientNet:
     """The network of a key of `SCALES`; EfficientNets have no multi-grid and are not scanned."""
     del multi_grid, scan_blocks
-    return EfficientNet(name, output_stride, drop_path, BatchNorm(decay, EPSILON), remat, dtype)
+    return EfficientNet(name, output_stride, drop_path, bn, remat, dtype)
 
 
 def entry(name: str) -> Backbone:
@@ -239,4 +238,5 @@ def entry(name: str) -> Backbone:
         normalization=LITE if is_lite(name) else IMAGENET,
         namings=partial(efficientnet_names.namings, tuple(stage.blocks for stage in stages), is_lite(name)),
         drop_path=DROP_PATH,
+        epsilon=BATCH_NORM.epsilon,
     )

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from hfgd_jax.models.backbones.base import IMAGENET, Backbone, Naming, WeightTarget
 from hfgd_jax.models.layers import BatchNorm, Conv, average_pool, batch_norm, he_fan_out, max_pool
 
-EPSILON = 1e-5
+BATCH_NORM = BatchNorm(epsilon=1e-5)
 STAGE_CHANNELS = (64, 128, 256, 512)
 DEPTHS = {
     "resnet18": (2, 2, 2, 2),
@@ -93,7 +93,7 @@ class ResNet(nn.Module):
         variant: a key of `DEPTHS`.
         output_stride: 32, 16 or 8, of the last level.
         multi_grid: see above.
-        decay: of the batch normalisation.
+        bn: decay and epsilon of the batch normalisation.
         remat: the backward pass keeps a block's input alone, and computes the rest of it again.
         dtype: of the computation and the features.
     """
@@ -101,7 +101,7 @@ class ResNet(nn.Module):
     variant: str = "resnet50"
     output_stride: int = 32
     multi_grid: bool = False
-    decay: float = 0.9997
+    bn: BatchNorm = BATCH_NORM
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -117,7 +117,7 @@ class ResNet(nn.Module):
                     stride,
                     dilations,
                     is_deep(self.variant) and stage > 0 and i == 0,
-                    BatchNorm(self.decay, EPSILON),
+                    self.bn,
                     self.dtype,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
@@ -126,7 +126,7 @@ class ResNet(nn.Module):
 
     def _stem(self, x: Float[Array, "b H W 3"], train: bool) -> Float[Array, "b h w c"]:
         conv = partial(Conv, kernel_init=he_fan_out, dtype=self.dtype)
-        norm = partial(batch_norm, train, BatchNorm(self.decay, EPSILON), dtype=self.dtype)
+        norm = partial(batch_norm, train, self.bn, dtype=self.dtype)
         if not is_deep(self.variant):
             return nn.relu(norm(name="bn1")(conv(64, 7, 2, name="conv1")(x)))
         for i, features in enumerate(STEM_CHANNELS, 1):
@@ -237,12 +237,12 @@ def build(
     drop_path: float = 0.0,
     scan_blocks: bool = False,
     remat: bool = False,
-    decay: float = 0.9997,
+    bn: BatchNorm = BATCH_NORM,
     dtype: Any = jnp.float32,
 ) -> ResNet:
     """The network of a key of `DEPTHS`; ResNets have no stochastic depth and are not scanned."""
     del drop_path, scan_blocks
-    return ResNet(name, output_stride, multi_grid, decay, remat, dtype)
+    return ResNet(name, output_stride, multi_grid, bn, remat, dtype)
 
 
 def entry(name: str) -> Backbone:
@@ -252,4 +252,5 @@ def entry(name: str) -> Backbone:
         channels=channels(name),
         normalization=IMAGENET,
         namings=partial(namings, name),
+        epsilon=BATCH_NORM.epsilon,
     )

@@ -25,7 +25,7 @@ from hfgd_jax.models.backbones.base import (
 from hfgd_jax.models.backbones.blocks import run_blocks
 from hfgd_jax.models.backbones.stochastic import Drops, draw, drop_path, drop_path_rates
 from hfgd_jax.models.backbones.windows import Windows, attend, pad_to_multiple, position_bias
-from hfgd_jax.models.layers import PatchConv, layer_norm
+from hfgd_jax.models.layers import BatchNorm, PatchConv, layer_norm
 
 PATCH = 4
 MLP_RATIO = 4
@@ -269,11 +269,11 @@ def build(
     drop_path: float = 0.0,
     scan_blocks: bool = False,
     remat: bool = False,
-    decay: float = 0.9997,
+    bn: BatchNorm | None = None,
     dtype: Any = jnp.float32,
 ) -> Swin:
     """The network of a key of `VARIANTS`; Swin has no dilation and no batch normalisation."""
-    del output_stride, multi_grid, decay
+    del output_stride, multi_grid, bn
     return Swin(*VARIANTS[name], drop_path=drop_path, scan_blocks=scan_blocks, remat=remat, dtype=dtype)
 
 
