@@ -77,6 +77,7 @@ WEIGHTS = {
     CONVNEXT: "convnext_l_22k.safetensors",
     "stronger": "convnext_l_stronger.safetensors",
 }
+MF_SCALES = (0.5, 0.75, 1, 1.25, 1.5, 1.75)  # of the multi-scale evaluation, each with its mirror image
 USUAL_STEPS = {R50: 30_000, SWIN: 40_000, CONVNEXT: 40_000}
 
 # Dilation or upsampler.
@@ -283,8 +284,20 @@ def command(name: str) -> str:
     row = find(name)
     file = WEIGHTS.get(row.setting, WEIGHTS[row.backbone])
     weights = f",weights={file}" if row.pretrained else ""
-    workdir = name.replace("/", "_")
-    return f"python -m hfgd_jax.main --config configs/paper.py:{name}{weights} --workdir runs/{workdir}"
+    return f"python -m hfgd_jax.main --config configs/paper.py:{name}{weights} --workdir {_workdir(name)}"
+
+
+def mf_command(name: str) -> str:
+    """The command that scores a trained row MF; what training itself scores at its end is SS."""
+    scales = ",".join(map(str, MF_SCALES))
+    return (
+        f"python -m hfgd_jax.main --workdir {_workdir(name)} --mode eval "
+        f"--config.eval.scales='({scales})' --config.eval.flip=True"
+    )
+
+
+def _workdir(name: str) -> str:
+    return f"runs/{name.replace('/', '_')}"
 
 
 def _set(config: ConfigDict, setting: str) -> None:

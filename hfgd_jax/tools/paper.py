@@ -1,4 +1,4 @@
-"""The paper's tables row by row: its figure, what the network costs, our command and our recorded result.
+"""The paper's tables row by row: its figure, what the network costs, our commands and our recorded result.
 
 python -m hfgd_jax.tools.paper                                                 every row of every table
 python -m hfgd_jax.tools.paper --table 9 --json                                one table, for programs
@@ -8,7 +8,8 @@ python -m hfgd_jax.tools.paper --recount                                       m
 Rows that can be run are configs (`configs/paper.py`), other methods' rows references
 (`configs/paper_references.toml`). Multiply-accumulates are of one image of the row's crop, counted by tracing
 and kept in `docs/paper_macs.json`; results of finished runs are recorded in `docs/results.json`, as a list of
-`{row, mIoU, steps, command, machine, date}`, mIoU in per cent.
+`{row, SS, MF, steps, command, machine, date}`: the mIoU in per cent of one scale without mirror images (SS),
+and of scales 0.5 to 1.75 with mirror images (MF; null where that was not run).
 """
 
 import importlib.util
@@ -33,9 +34,10 @@ CONFIG = ROOT / "configs" / "paper.py"
 REFERENCES = ROOT / "configs" / "paper_references.toml"
 MACS = ROOT / "docs" / "paper_macs.json"
 RESULTS = ROOT / "docs" / "results.json"
-RESULT_FIELDS = {"row", "mIoU", "steps", "command", "machine", "date"}
+RESULT_FIELDS = {"row", "SS", "MF", "steps", "command", "machine", "date"}
 FORMATS = ("text", "markdown", "json")
-HEAD = ("row", "in the paper", "paper", "GMACs", "ours", "command")
+COMMANDS = ("command", "MF evaluation")
+HEAD = ("row", "in the paper", "paper", "GMACs", "ours", *COMMANDS)
 RIGHT = ("GMACs", "ours")  # columns of numbers
 
 Entry = dict[str, Any]
@@ -48,10 +50,13 @@ Written by `python -m hfgd_jax.tools.paper --format markdown --output docs/paper
 {runnable} of the {rows} rows of Tables 1-17 are configs, the other {references} are other methods' results,
 shown as references. The last {texts} rows are figures of the paper's text.
 
-- **paper**: its mIoU in per cent; SS is single-scale without flip, MF multi-scale with flip.
+- **paper**: its mIoU in per cent; SS is single-scale without flip, MF multi-scale (0.5 to 1.75) with flip.
 - **GMACs**: multiply-accumulates / 1e9 of the inference of one image of the row's crop, counted by tracing
   what the command would run (`docs/paper_macs.json`).
-- **ours**: the mIoU of a recorded run (`docs/results.json`); rows that have one: {recorded}.
+- **ours**: the mIoU of a recorded run (`docs/results.json`), SS, and MF too where the paper has it; rows that
+  have one: {recorded}.
+- **command** trains, and scores SS at its end (`metrics.jsonl` in the workdir); **MF evaluation** scores the
+  trained run MF (`evaluations.jsonl`).
 - A command's `weights=` is a file for the backbone that you provide; rows "from scratch" have none.
 
 What the paper leaves open, and how it is read here, stands at the top of
@@ -79,7 +84,8 @@ def entries(paper: ModuleType, macs: Mapping[str, int], results: Mapping[str, En
 
     Returns:
         Dictionaries of `table` (1-17; None for a figure of the text), `row`, `label`, `paper` (figures by
-        name), `runnable`, and, None for a reference: `command`, `gmacs`; and `ours`, None without a result.
+        name), `runnable`, and, None for a reference: `command`, `mf_command`, `gmacs`; and `ours`, None
+        without a result.
 
     Raises:
         UserError: a row without its multiply-accumulates.
@@ -98,8 +104,8 @@ def entries(paper: ModuleType, macs: Mapping[str, int], results: Mapping[str, En
             found.append(
                 common
                 | {"row": name, "label": row.label, "paper": row.paper, "runnable": True}
-                | {"command": paper.command(name), "gmacs": round(macs[name] / 1e9, 2)}
-                | {"ours": results.get(name)}
+                | {"command": paper.command(name), "mf_command": paper.mf_command(name)}
+                | {"gmacs": round(macs[name] / 1e9, 2), "ours": results.get(name)}
             )
     return found
 
@@ -109,14 +115,14 @@ def _reference(group: str, row: dict[str, Any]) -> Entry:
     slug = re.sub(r"[^a-z0-9]+", "_", method.lower()).strip("_")
     label = ", ".join([method, row.pop("backbone"), row.pop("avenue")])
     entry = {"row": f"{group}/{slug}", "label": label, "paper": row, "runnable": False}
-    return entry | {"command": None, "gmacs": None, "ours": None}
+    return entry | dict.fromkeys(("command", "mf_command", "gmacs", "ours"))
 
 
 def read_results(path: Path, rows: Iterable[str]) -> dict[str, Entry]:
     """Recorded results by row; of several of one row the last in the file.
 
     Raises:
-        UserError: the file is no list of results, or names a row that is none.
+        UserError: the file is no list of results, names a row that is none, or a score that is no number.
     """
     try:
         records = json.loads(path.read_text())
@@ -129,6 +135,9 @@ def read_results(path: Path, rows: Iterable[str]) -> dict[str, Entry]:
             raise UserError(
                 f"{path}: {record['row']!r}: no such row; python -m hfgd_jax.tools.paper lists them"
             )
+        for key, kinds in (("SS", (int, float)), ("MF", (int, float, type(None)))):
+            if type(record[key]) not in kinds:
+                raise UserError(f"{path}: {record['row']}: {key}={record[key]!r}: want the mIoU in per cent")
     return {record["row"]: {k: v for k, v in record.items() if k != "row"} for record in records}
 
 
@@ -206,9 +215,21 @@ def _decimals(rows: Sequence[Entry]) -> int:
 def _cells(entry: Entry, decimals: int) -> tuple[str, ...]:
     figures = ", ".join(f"{key} {value:.{decimals}f}" for key, value in entry["paper"].items())
     if not entry["runnable"]:
-        return entry["row"], entry["label"], figures, "", "", "reference"
-    ours = "not run" if entry["ours"] is None else f"{entry['ours']['mIoU']:.2f}"
-    return entry["row"], entry["label"], figures, f"{entry['gmacs']:.2f}", ours, entry["command"]
+        return entry["row"], entry["label"], figures, "", "", "reference", ""
+    macs, commands = f"{entry['gmacs']:.2f}", (entry["command"], entry["mf_command"])
+    return entry["row"], entry["label"], figures, macs, _ours(entry), *commands
+
+
+def _ours(entry: Entry) -> str:
+    """The recorded SS, and MF beside it where the paper has both."""
+    if entry["ours"] is None:
+        return "not run"
+    if "MF" not in entry["paper"]:
+        return f"{entry['ours']['SS']:.2f}"
+    return ", ".join(
+        f"{key} {'not run' if entry['ours'][key] is None else format(entry['ours'][key], '.2f')}"
+        for key in ("SS", "MF")
+    )
 
 
 def _text(cells: Sequence[Sequence[str]]) -> str:
@@ -225,8 +246,12 @@ def _text(cells: Sequence[Sequence[str]]) -> str:
 
 def _markdown(cells: Sequence[Sequence[str]]) -> str:
     rule = ["---:" if head in RIGHT else "---" for head in HEAD]
-    code = [[f"`{row[0]}`", *row[1:-1], f"`{row[-1]}`" if row[4] else row[-1]] for row in cells[1:]]
-    lines = [cells[0], rule, *code]
+    code = ("row", *COMMANDS)
+    coded = [
+        [f"`{cell}`" if head in code and cell not in ("", "reference") else cell for head, cell in pairs]
+        for pairs in (tuple(zip(HEAD, row, strict=True)) for row in cells[1:])
+    ]
+    lines = [cells[0], rule, *coded]
     return (
         "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in lines) + "\n"
     )

@@ -2,11 +2,16 @@
 
 import collections
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
+from hfgd_jax import config as configuration
+from hfgd_jax import evaluate
 from hfgd_jax.errors import UserError
 from hfgd_jax.tools import paper as tool
 
@@ -15,7 +20,15 @@ KEPT = json.loads(tool.MACS.read_text())
 
 # Counted in the paper by hand: lines of other methods.
 REFERENCES = {10: 10, 11: 5, 13: 12, 14: 5, 15: 8, 16: 5}
-RESULT = {"mIoU": 46.5, "steps": 30_000, "command": "python ...", "machine": "one", "date": "2026-01-02"}
+ENTRY = ("table", "row", "label", "paper", "runnable", "command", "mf_command", "gmacs", "ours")
+RESULT = {
+    "SS": 46.5,
+    "MF": None,
+    "steps": 30_000,
+    "command": "python ...",
+    "machine": "one",
+    "date": "2026-01-02",
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +55,16 @@ def test_every_table_has_its_rows(found):
 
 def test_entries_have_one_form(found):
     for entry in found:
-        assert list(entry) == ["table", "row", "label", "paper", "runnable", "command", "gmacs", "ours"]
+        assert list(entry) == [*ENTRY]
         assert entry["paper"] and all(isinstance(value, float) for value in entry["paper"].values())
         assert set(entry["paper"]) <= {"mIoU", "SS", "MF", "GFLOPs"}
         group = "section" if entry["table"] is None else f"table{entry['table']}/"
         assert entry["row"].startswith(group)
         if entry["runnable"]:
             assert entry["command"] == paper.command(entry["row"]) and entry["gmacs"] > 1
+            assert entry["mf_command"] == paper.mf_command(entry["row"])
         else:
-            assert entry["command"] is entry["gmacs"] is entry["ours"] is None
+            assert {entry[key] for key in ("command", "mf_command", "gmacs", "ours")} == {None}
 
 
 def test_figures_of_references(found):
@@ -108,29 +122,73 @@ def test_text_has_a_line_per_row(found):
     text = tool.render(tool.select(found, "9"), paper.TITLES, "text")
     title, head, *rows = text.splitlines()
     assert title == "Table 9: Computation at 513x513; Pascal Context"
-    assert head.split() == ["row", "in", "the", "paper", "paper", "GMACs", "ours", "command"]
+    assert head.split() == [
+        "row",
+        "in",
+        "the",
+        "paper",
+        "paper",
+        "GMACs",
+        "ours",
+        "command",
+        "MF",
+        "evaluation",
+    ]
     assert len(rows) == 4
     assert rows[2].split()[0] == "table9/hfgd_os4"
-    assert "GFLOPs 71.63, mIoU 50.76  " in rows[2] and rows[2].endswith(paper.command("table9/hfgd_os4"))
+    assert "GFLOPs 71.63, mIoU 50.76  " in rows[2] and rows[2].endswith(paper.mf_command("table9/hfgd_os4"))
+    assert f" {paper.command('table9/hfgd_os4')} " in rows[2]
     assert " not run " in rows[2]
 
 
 def test_a_recorded_result_is_shown(found, tmp_path):
     path = tmp_path / "results.json"
-    older = RESULT | {"row": "table3/full", "mIoU": 12.0}
+    older = RESULT | {"row": "table3/full", "SS": 12.0}
     path.write_text(json.dumps([older, RESULT | {"row": "table3/full"}]))
     results = tool.read_results(path, paper.ROWS)
     entries = tool.entries(paper, KEPT, results)
     assert {entry["row"]: entry["ours"] for entry in entries if entry["ours"]} == {"table3/full": RESULT}
     assert "46.50" in tool.render(tool.select(entries, "3"), paper.TITLES, "markdown")
-    assert "rows that have one: 1." in tool.render(entries, paper.TITLES, "markdown")
+    assert "have one: 1." in tool.render(entries, paper.TITLES, "markdown")
+
+
+@pytest.mark.parametrize(
+    ("row", "mf", "shown"),
+    [
+        ("table10/hfgd_os4", 64.25, "| SS 46.50, MF 64.25 |"),
+        ("table10/hfgd_os4", None, "| SS 46.50, MF not run |"),
+        ("table3/full", 64.25, "| 46.50 |"),  # the paper has one figure alone
+    ],
+)
+def test_both_scores_are_shown_where_the_paper_has_both(row, mf, shown):
+    entries = tool.entries(paper, KEPT, {row: RESULT | {"MF": mf}})
+    lines = tool.render(entries, paper.TITLES, "markdown").splitlines()
+    assert shown in next(line for line in lines if line.startswith(f"| `{row}`"))
+
+
+def test_the_mf_command_is_what_evaluation_takes(monkeypatch):
+    """Its words after a shell, as the front door's flags read them."""
+    words = shlex.split(paper.mf_command("table10/hfgd_os4"))
+    assert words[:5] == ["python", "-m", "hfgd_jax.main", "--workdir", "runs/table10_hfgd_os4"]
+    assert paper.command("table10/hfgd_os4").endswith(" ".join(words[3:5]))
+    monkeypatch.setattr(sys, "argv", words[2:])  # where config_flags finds the overrides
+    found = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", configuration.default(), flag_values=found)
+    flags.DEFINE_string("workdir", "", "", flag_values=found)
+    flags.DEFINE_string("mode", "", "", flag_values=found)
+    assert found(words[2:]) == ["hfgd_jax.main"]
+    config = found["config"].value
+    assert evaluate.settings(config)["scales"] == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    assert config.eval.flip is True and found["mode"].value == "eval"
+    configuration.validate(config)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("[", "Expecting value"),
-        (json.dumps([RESULT]), "want the fields command, date, mIoU"),
+        (json.dumps([RESULT]), "want the fields MF, SS, command, date"),
+        (json.dumps([RESULT | {"row": "table3/full", "SS": None}]), "table3/full: SS=None: want the mIoU"),
         (json.dumps([RESULT | {"row": "table3/none"}]), "'table3/none': no such row"),
     ],
 )
