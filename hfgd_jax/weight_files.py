@@ -5,19 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from hfgd_jax import storage
+from hfgd_jax import storage, torch_files
 from hfgd_jax.errors import UserError
 
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-WRAPPERS = ("state_dict", "model", "model_state")  # keys under which training scripts keep the tensors
-# What torch says of a pickle that would call something.
-CODE = ("Unsupported global", "unrecognized function", "Trying to load unsupported", "Can only create")
 INDEX = "model.safetensors.index.json"  # a folder's list of its shards
 IN_FOLDERS = ("model.safetensors", INDEX, "pytorch_model.bin")
 
@@ -26,9 +21,9 @@ def read(path: epath.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a weight file, by their names there and in their own types.
 
     Args:
-        path: a `.safetensors` file; a `.pth`, `.pt` or `.bin` file where torch is installed, read as tensors
-            only; a folder as transformers saves it; or the index of a file in shards
-            (`*.safetensors.index.json`). One in a bucket is copied to this machine while it is read.
+        path: a `.safetensors` file; a `.pth`, `.pt` or `.bin` file of torch, of which tensors alone are read;
+            a folder as transformers saves it; or the index of a file in shards (`*.safetensors.index.json`).
+            One in a bucket is copied to this machine while it is read.
 
     Raises:
         UserError: nothing there, no weight file, a damaged one, or one that holds code.
@@ -40,15 +35,15 @@ def read(path: epath.PathLike) -> dict[str, np.ndarray]:
             raise UserError(f"weights {path}: the folder holds none of {', '.join(IN_FOLDERS)}")
         path = found[0]
     if not path.is_file():
-        raise UserError(f"weights {path}: no such file; give a .safetensors file, or .pth with torch")
+        raise UserError(f"weights {path}: no such file; give a .safetensors or .pth file")
     if path.name.endswith(".safetensors.index.json"):
         return _read_shards(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    if path.suffix in TORCH_SUFFIXES:
+    if path.suffix in torch_files.SUFFIXES:
         with storage.local(path) as file:
-            return _read_torch(path, file)
-    raise UserError(f"weights {path}: unknown format {path.suffix!r}; want .safetensors, or .pth with torch")
+            return torch_files.read(file, str(path))
+    raise UserError(f"weights {path}: unknown format {path.suffix!r}; want .safetensors or .pth")
 
 
 def write(path: epath.PathLike, tensors: Mapping[str, np.ndarray], *, overwrite: bool = False) -> None:
@@ -119,47 +114,6 @@ def _is_pickle(path: epath.Path) -> bool:
     with path.open("rb") as opened:
         head = opened.read(4)
     return head == b"PK\x03\x04" or head[:1] == b"\x80"
-
-
-def _read_torch(path: epath.Path, file: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"weights {path}: reading {path.suffix} needs torch; install it, or give a .safetensors file"
-        ) from None
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = " ".join(str(error).split())
-        foreign_step = "Unsupported operand" in reason and _is_pickle(path)
-        if foreign_step or any(words in reason for words in CODE):
-            raise UserError(
-                f"weights {path}: holds more than tensors (code or objects of Python), which is never run; "
-                "save the network's state_dict alone, or give a .safetensors file"
-            ) from None
-        reason = reason.split("WeightsUnpickler error: ")[-1][:160]
-        raise UserError(
-            f"weights {path}: cannot be read as torch weights ({reason}); "
-            "fetch it again, or give a .safetensors file"
-        ) from None
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-            break
-    flat = isinstance(state, dict) and all(isinstance(name, str) for name in state)
-    if not flat or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"weights {path}: holds no flat dictionary of tensors; save the network's state_dict")
-    try:
-        return {
-            # numpy's bfloat16 is jax's, of the same bits.
-            name: value.view(torch.int16).numpy().view(jnp.bfloat16)
-            if value.dtype == torch.bfloat16
-            else value.numpy()
-            for name, value in ((name, value.detach().contiguous()) for name, value in state.items())
-        }
-    except (TypeError, RuntimeError) as error:  # quantised, sparse or 8-bit tensors
-        raise UserError(f"weights {path}: holds tensors that are no plain floats ({error})") from None
 
 
 def some(names: list[str], limit: int = 12) -> str:

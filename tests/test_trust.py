@@ -53,11 +53,12 @@ def _tree(folder):
 
 # -- nothing in a file is run --
 
-MODULES_THAT_RUN_DATA = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
+MODULES_THAT_RUN_DATA = {
+    *("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "torch"),
+}
 
 
 def test_nothing_that_runs_data_is_imported_or_called():
-    calls = {}
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
@@ -72,8 +73,6 @@ def test_nothing_that_runs_data_is_imported_or_called():
                 assert options.get("allow_pickle", "False") == "False", f"{path}: {name}"
                 if name in ("np.load", "numpy.load", "jnp.load"):
                     assert "allow_pickle" in options, f"{path}: {name} without allow_pickle=False"
-                calls.setdefault(name, []).append(options)
-    assert [options["weights_only"] for options in calls["torch.load"]] == ["True"]
 
 
 def test_a_saved_config_is_data(tmp_path, monkeypatch):
