@@ -66,6 +66,29 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 _GROUP_POSITIONS = 2500  # of the output, in one group
 
 
+@jax.custom_vjp
+def pointwise_convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "c d"]) -> Float[Array, "b h w d"]:
+    """A 1x1 convolution, as a matrix product over the channels.
+
+    Its kernel's gradient is the product of x and the gradient, in this order: JAX's own is the other way
+    round, for which XLA transposes the gradient; on a CPU that takes longer than the product.
+    """
+    return jnp.dot(x, kernel)
+
+
+def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
+    return pointwise_convolve(x, kernel), (x, kernel)
+
+
+def _pointwise_backward(saved: tuple, gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    positions = tuple(range(x.ndim - 1))
+    return jnp.dot(gradient, kernel.T), lax.dot_general(x, gradient, ((positions, positions), ((), ())))
+
+
+pointwise_convolve.defvjp(_pointwise_forward, _pointwise_backward)
+
+
 class Conv(nn.Module):
     """A square convolution with symmetric padding, so that stride s keeps samples 0, s, 2s, ...
 
@@ -96,7 +119,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
         if k == 1:
-            y = jnp.dot(x if s == 1 else x[:, ::s, ::s], kernel)
+            y = pointwise_convolve(x if s == 1 else x[:, ::s, ::s], kernel)
         else:
             y = convolve(x, kernel, s, self.dilation)
         if self.use_bias:

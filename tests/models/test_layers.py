@@ -182,3 +182,16 @@ def test_layer_norm_of_values_far_from_zero():
     x = x.astype(np.float64)
     want = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(got, want, atol=2e-4)
+
+
+def test_pointwise_convolution_has_the_gradients_of_the_product():
+    rng = np.random.default_rng(0)
+    x, kernel, weight = (
+        jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 3, 4, 5), (5, 6), (2, 3, 4, 6))
+    )
+    own, plain = (
+        jax.grad(lambda x, kernel, f=f: jnp.sum(weight * f(x, kernel)), (0, 1))(x, kernel)
+        for f in (layers.pointwise_convolve, jnp.dot)
+    )
+    for one, other in zip(own, plain, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
