@@ -163,6 +163,7 @@ def default() -> ConfigDict:
             "power": 0.9,
             "warmup_steps": 0,
             "clip_norm": 0.0,  # 0: no clipping
+            "backbone_rate": 1.0,  # the backbone's learning rate is this times the others'; 0 freezes it
         }
     )
     config.train = ConfigDict(
@@ -170,6 +171,9 @@ def default() -> ConfigDict:
             "steps": 30_000,
             "batch_size": 16,  # global: over all devices and hosts
             "accumulate": 1,  # micro-batches that one step is cut into
+            "ema_decay": 0.0,  # of the weights' moving average, which is what is evaluated, drawn, kept as
+            # best, predicted with and exported; 0: none. One more float32 copy of parameters and statistics,
+            # in memory and in each checkpoint (which holds the trained ones beside it)
             "seed": 0,
             "dtype": "bfloat16",  # of the computation; parameters, statistics and losses are float32
             "log_every": 20,

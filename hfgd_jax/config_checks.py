@@ -187,6 +187,9 @@ def _check_run(config: ConfigDict) -> None:
     _in_range("config.optim.power", optim.power, 0.0, 100.0)
     _in_range("config.optim.warmup_steps", optim.warmup_steps, 0, train.steps)
     _in_range("config.optim.clip_norm", optim.clip_norm, 0.0, math.inf)
+    _in_range("config.optim.backbone_rate", optim.backbone_rate, 0.0, 100.0)
+    if not 0.0 <= train.ema_decay < 1.0:
+        raise UserError(f"config.train.ema_decay={train.ema_decay!r}: want a value from 0.0 to below 1.0")
     _check_eval(config.eval)
     one_of("config.eval.branch", config.eval.branch, BRANCHES)
     needs = {"guide": "tokens", "probe": "probe"}.get(config.eval.branch)

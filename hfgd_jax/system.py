@@ -26,23 +26,41 @@ from hfgd_jax.models import backbones, build_model
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a step changes. `step` is int32, `rng` a uint32 key `[2]`; parameters are float32."""
+    """All that a step changes. `step` is int32, `rng` a uint32 key `[2]`; parameters are float32.
+
+    `average` is the moving average of `variables` where `train.ema_decay` is above 0, else None.
+    """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
     rng: jax.Array
+    average: Any = None
 
     @property
-    def model(self) -> dict[str, Any]:
-        """The variables that the model is applied with, and a checkpoint's `model` item."""
+    def variables(self) -> dict[str, Any]:
+        """What is trained: the variables that the model is applied with in a step."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
+    def model(self) -> dict[str, Any]:
+        """What is evaluated, and a checkpoint's `model` item: the average where there is one."""
+        return self.variables if self.average is None else self.average
+
+    @property
     def training(self) -> dict[str, Any]:
-        """The rest: a checkpoint's `training` item."""
-        return {"step": self.step, "opt_state": self.opt_state, "rng": self.rng}
+        """The rest: a checkpoint's `training` item; where there is an average, with `variables`."""
+        rest = {"step": self.step, "opt_state": self.opt_state, "rng": self.rng}
+        return rest if self.average is None else rest | {"variables": self.variables}
+
+    @classmethod
+    def of(cls, model: dict[str, Any], training: dict[str, Any]) -> "TrainState":
+        """The state that has these items, `model` and `training`."""
+        if "variables" not in training:
+            return cls(**model, **training)
+        rest = {key: value for key, value in training.items() if key != "variables"}
+        return cls(**training["variables"], **rest, average=model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +96,13 @@ def build(config: ConfigDict, mesh: Mesh | AbstractMesh | None = None) -> System
     return System(
         config,
         mesh,
-        build_model(config.model, config.data.num_classes, dtype, constrain),
+        build_model(
+            config.model,
+            config.data.num_classes,
+            dtype,
+            constrain,
+            freeze_backbone=config.optim.backbone_rate == 0.0,
+        ),
         optim.make_optimizer(config.optim, config.train.steps),
     )
 
@@ -89,16 +113,23 @@ def make_init(system: System) -> Callable[[jax.Array], TrainState]:
     def init(key: jax.Array) -> TrainState:
         params_key, rng = jax.random.split(key)
         variables = system.model.init(params_key, jnp.zeros((1, 65, 65, 3)), train=True)
-        params = variables["params"]
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
-            params=params,
+            params=variables["params"],
             batch_stats=variables.get("batch_stats", {}),
-            opt_state=system.optimizer.init(params),
+            opt_state=system.optimizer.init(variables["params"]),
             rng=rng,
         )
+        return _with_average(system, state)
 
     return init
+
+
+def _with_average(system: System, state: TrainState) -> TrainState:
+    """The state, whose average is what it starts from: a copy, since a step takes the memory of both."""
+    if not system.config.train.ema_decay:
+        return state
+    return state.replace(average=jax.tree.map(jnp.copy, state.variables))
 
 
 def abstract_state(system: System) -> TrainState:
@@ -119,7 +150,7 @@ def initial_state(
     found = restore_from.resume(abstract.model, abstract.training) if restore_from else None
     if found is not None:
         step, model, training = found
-        return TrainState(**model, **training), f"resumed from the checkpoint of step {step}"
+        return TrainState.of(model, training), f"resumed from the checkpoint of step {step}"
     # Random numbers are drawn once: on a CPU, compiling the drawing well takes longer than drawing.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -128,10 +159,10 @@ def initial_state(
     backbone = system.config.model.backbone
     if not backbone.weights:
         return state, "random weights (config.model.backbone.weights is empty)"
-    random = jax.device_get(sharding.local_copy(system.mesh, state.model))
+    random = jax.device_get(sharding.local_copy(system.mesh, state.variables))
     variables, report = pretrained.load_backbone(random, backbone.name, backbone.weights)
-    model = jax.device_put(variables, jax.tree.map(lambda x: x.sharding, abstract.model))
-    return state.replace(**model), report.summary()
+    placed = jax.device_put(variables, jax.tree.map(lambda x: x.sharding, abstract.variables))
+    return _with_average(system, state.replace(**placed)), report.summary()
 
 
 def open_data(config: ConfigDict, split: str) -> Split:

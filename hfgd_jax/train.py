@@ -64,6 +64,7 @@ def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainS
     """
     rate = optim.learning_rate(system.config.optim, system.config.train.steps)
     pieces, gradient = system.config.train.accumulate, make_gradient(system)
+    decay = system.config.train.ema_decay
 
     def accumulated(params, batch_stats, image, label, valid, key):
         def piece(batch_stats, inputs):
@@ -91,6 +92,9 @@ def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainS
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
+        if decay:
+            average = optim.moving_average(state.average, new.variables, decay, state.step)
+            new = new.replace(average=average)
         return new, parts
 
     return train_step
@@ -148,6 +152,7 @@ class Loop:
         model, image = self.system.model, jax.ShapeDtypeStruct((1, *config.data.crop, 3), np.uint8)
         counts = macs.count(lambda v, x: model.apply(v, x, train=False).logits, self.state.model, image)
         total = sum(counts.values())
+        frozen = "; the backbone stays as it is" if config.optim.backbone_rate == 0.0 else ""
         self.log.say(
             f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es); "
             f"mesh {dict(mesh.shape)}\n"
@@ -157,7 +162,7 @@ class Loop:
             f"data: {config.data.dataset}, {len(self.train_split)} training and {len(self.eval_split)} "
             f"evaluation images; classes: {', '.join(f'{i} {c}' for i, c in enumerate(table.classes))}\n"
             f"{self._class_weights()}"
-            f"weights: {self.origin}"
+            f"weights: {self.origin}{frozen}"
         )
 
     def _class_weights(self) -> str:

@@ -45,6 +45,8 @@ def test_a_method_leaves_nothing_of_the_one_before():
         ("train.dtype", "float16", "config.train.dtype='float16': unknown; one of bfloat16, float32"),
         ("optim.learning_rate", -1.0, "config.optim.learning_rate=-1.0"),
         ("optim.warmup_steps", 40_000, "config.optim.warmup_steps=40000"),
+        ("optim.backbone_rate", -1.0, "config.optim.backbone_rate=-1.0: want a value from 0.0 to 100.0"),
+        ("train.ema_decay", 1.0, "config.train.ema_decay=1.0: want a value from 0.0 to below 1.0"),
         ("eval.branch", "teacher", "config.eval.branch='teacher': unknown; one of prediction, guide, probe"),
         ("eval.branch", "probe", "config.eval.branch='probe': needs config.model.guidance.probe=True"),
         ("mesh.data", 0, "config.mesh.data=0"),
@@ -57,6 +59,7 @@ def test_a_method_leaves_nothing_of_the_one_before():
         ("loss.class_weights", (1.0,) * 8 + ("2",), "want numbers above 0"),
         ("loss.hard_pixels", 0.0, "config.loss.hard_pixels=0.0: want a share above 0, to 1"),
         ("loss.hard_pixels", 1.5, "config.loss.hard_pixels=1.5"),
+        ("loss.divisor", "some", "config.loss.divisor='some': unknown; one of valid, all"),
     ],
 )
 def test_a_bad_value_is_named(field, value, says):
@@ -107,7 +110,10 @@ def test_what_does_not_go_together_in_the_loss():
     config.loss.class_weights = tuple(range(1, 10))
     with pytest.raises(UserError, match=r"balance='median_frequency': config\.loss\.class_weights are given"):
         configuration.validate(config)
-    config.loss.balance = "none"
+    config.loss.update({"balance": "none", "divisor": "all"})
+    with pytest.raises(UserError, match=r"divisor='all': with class weights the divisor is the sum"):
+        configuration.validate(config)
+    config.loss.divisor = "valid"
     configuration.validate(config)
     back = configuration.from_json(configuration.to_json(config))
     assert back.loss.class_weights == tuple(range(1, 10))

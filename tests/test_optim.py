@@ -1,5 +1,6 @@
-"""Schedules and what weight decay reaches."""
+"""Schedules, what weight decay reaches, and the backbone's own rate."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -7,6 +8,7 @@ import pytest
 
 from hfgd_jax import config as configuration
 from hfgd_jax import optim
+from hfgd_jax.sharding import leaf_name
 
 
 def _optim(**fields):
@@ -61,3 +63,42 @@ def test_clipping_bounds_the_norm():
     )
     updates, _ = tx.update({"kernel": jnp.full(4, 100.0)}, tx.init(params), params)
     np.testing.assert_allclose(optax.tree.norm(updates), 1.0, rtol=1e-5)
+
+
+def two_updates(params, gradients, **fields):
+    """The second of two updates, and the optimizer state's leaf names."""
+    fields = {"learning_rate": 0.1, "weight_decay": 0.5, "clip_norm": 1.0} | fields
+    tx = optim.make_optimizer(_optim(**fields), 10)
+    state = tx.init(params)
+    for gradient in gradients:
+        updates, state = tx.update(gradient, state, params)
+    return updates, {leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_backbones_own_rate(name):
+    draw = lambda seed: np.random.default_rng(seed).normal(size=3).astype(np.float32)  # noqa: E731
+    params, *gradients = (
+        {group: {"kernel": draw(seed), "bias": draw(seed + 9)} for group in ("backbone", "context")}
+        for seed in range(3)
+    )
+    same, plain = two_updates(params, gradients, name=name)
+    slow, _ = two_updates(params, gradients, name=name, backbone_rate=0.1)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(0.1 * a, b, rtol=1e-6), *(x["backbone"] for x in (same, slow))
+    )
+    jax.tree.map(np.testing.assert_array_equal, same["context"], slow["context"])
+
+    # Frozen: no update, no state, and the others' as if it were not there.
+    frozen, names = two_updates(params, gradients, name=name, backbone_rate=0.0)
+    rest, _ = two_updates(
+        *({"context": x["context"]} for x in (params,)),
+        [{"context": g["context"]} for g in gradients],
+        name=name,
+    )
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(frozen["backbone"]))
+    jax.tree.map(np.testing.assert_array_equal, frozen["context"], rest["context"])
+    assert any("/backbone/" in n for n in plain) and not any("/backbone/" in n for n in names)
+    if name == "sgd":  # the names that checkpoints without the field have
+        leaves = {f"2/0/trace/{group}/{leaf}" for group in params for leaf in ("kernel", "bias")}
+        assert plain == leaves | {"2/1/count"}

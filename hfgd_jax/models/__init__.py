@@ -42,6 +42,7 @@ def build_model(
     num_classes: int,
     dtype: Any,
     constrain: Callable[[Array], Array] | None = None,
+    freeze_backbone: bool = False,
 ) -> Segmenter:
     """The model of a validated configuration; nothing is computed yet.
 
@@ -49,7 +50,7 @@ def build_model(
         model_config: `config.model`.
         num_classes: classes of the data set.
         dtype: of the computation, such as "bfloat16"; parameters, statistics and outputs are float32.
-        constrain: see `Segmenter`.
+        constrain, freeze_backbone: see `Segmenter`.
     """
     m, guidance, dtype = model_config, model_config.guidance, jnp.dtype(dtype)
     backbone = BACKBONES[m.backbone.name]
@@ -103,4 +104,5 @@ def build_model(
         mean=mean,
         std=std,
         constrain=constrain,
+        freeze_backbone=freeze_backbone,
     )

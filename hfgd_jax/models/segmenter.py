@@ -60,6 +60,8 @@ class Segmenter(nn.Module):
         freeze_tokens: the upsampler's loss stops at borrowed tokens (False: paper, Sec. 5.2, 48.50).
         protect: the upsampler's loss stops at the pyramid.
         probe_stop_gradient: the probe's loss stops at the backbone.
+        freeze_backbone: in training, the backbone runs as at inference (running statistics, no stochastic
+            depth) and every loss stops at its features, so that nothing of it is differentiated.
         geometry: of the grid that images are padded to.
         mean, std: of RGB 0-255, as the backbone's weights expect.
         constrain: in training, what says to the compiler where the decoder's features are to lie; None
@@ -80,6 +82,7 @@ class Segmenter(nn.Module):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     constrain: Callable[[Array], Array] | None = None
+    freeze_backbone: bool = False
 
     def __call__(
         self,
@@ -95,7 +98,9 @@ class Segmenter(nn.Module):
             probe's, which are at the stride of the backbone's last feature. Under jit the others cost
             nothing.
         """
-        pyramid = dict(self.backbone(self._on_grid(images), train))
+        pyramid = dict(self.backbone(self._on_grid(images), train and not self.freeze_backbone))
+        if self.freeze_backbone:
+            pyramid = stop_gradient(pyramid)
         f32, high, car_features, region_logits = pyramid[32], None, None, None
         if self.context is not None:
             high, car_features, region_logits = self.context(f32, train)
