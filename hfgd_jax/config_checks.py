@@ -20,10 +20,11 @@ NORMALIZATIONS = ("imagenet", "half", "lite")
 CONTEXTS = ("identity", "aspp", "ppm", "ocr", "sa", "sa_car", "cae")
 UPSAMPLERS = ("none", "sfpn", "u_sfpn", "fapn", "upernet", "deeplabv3plus")
 GEOMETRIES = ("align_corners", "half_pixel")
-PHOTOMETRICS = ("none", "plain", "advanced")
+PHOTOMETRICS = ("none", "plain", "advanced", "public")
 DTYPES = ("bfloat16", "float32")
 OPTIMIZERS = ("sgd", "adamw")
 BALANCES = ("none", "median_frequency")
+DIVISORS = ("valid", "all")
 SIGNED = ("none", "student", "both")
 BRANCHES = ("prediction", "guide", "probe")
 
@@ -159,6 +160,12 @@ def _check_loss(loss: ConfigDict, num_classes: int) -> None:
         raise UserError(
             f"config.loss.balance={loss.balance!r}: config.loss.class_weights are given already; "
             "set one of the two back ('none' or ())"
+        )
+    one_of("config.loss.divisor", loss.divisor, DIVISORS)
+    if loss.divisor == "all" and (weights or loss.balance != "none"):
+        raise UserError(
+            "config.loss.divisor='all': with class weights the divisor is the sum of the pixels' weights; "
+            "set it to 'valid', or drop config.loss.class_weights and config.loss.balance"
         )
     if not 0 < loss.hard_pixels <= 1:
         raise UserError(f"config.loss.hard_pixels={loss.hard_pixels!r}: want a share above 0, to 1 (all)")

@@ -27,13 +27,13 @@ from hfgd_jax.workdir import check_workdir, failing_in_one_line
 
 
 def make_gradient(system: System) -> Callable[..., tuple[Any, tuple[dict, Any]]]:
-    """`(params, batch_stats, image, label, valid_pixels, key) -> (gradient, (parts, batch_stats))`.
+    """`(params, batch_stats, image, label, divisor, key) -> (gradient, (parts, batch_stats))`.
 
     `parts` are the unweighted losses and their weighted sum, `loss`.
     """
     config, model = system.config, system.model
 
-    def loss_fn(params, batch_stats, image, label, valid_pixels, key):
+    def loss_fn(params, batch_stats, image, label, divisor, key):
         outputs, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             image,
@@ -47,7 +47,7 @@ def make_gradient(system: System) -> Callable[..., tuple[Any, tuple[dict, Any]]]
             config.loss,
             num_classes=config.data.num_classes,
             geometry=config.model.geometry,
-            valid_pixels=valid_pixels,
+            divisor=divisor,
         )
         return loss, (parts | {"loss": loss}, updates["batch_stats"])
 
@@ -59,17 +59,17 @@ def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainS
 
     The batch (`image` uint8 `[B, H, W, 3]`, `label` uint8 `[B, H, W]`) is cut into `train.accumulate`
     micro-batches; batch norm and CAR see one micro-batch at a time, the cross-entropies are divided by the
-    valid pixels of the whole (with class weights: the sum of theirs). Metrics are float32 scalars: `loss`,
-    its unweighted parts, `learning_rate`, `gradient_norm`.
+    whole batch's `losses.loss_divisor`. Metrics are float32 scalars: `loss`, its unweighted parts,
+    `learning_rate`, `gradient_norm`.
     """
     rate = optim.learning_rate(system.config.optim, system.config.train.steps)
     pieces, gradient = system.config.train.accumulate, make_gradient(system)
     decay = system.config.train.ema_decay
 
-    def accumulated(params, batch_stats, image, label, valid, key):
+    def accumulated(params, batch_stats, image, label, divisor, key):
         def piece(batch_stats, inputs):
             image, label, key = inputs
-            grads, (parts, batch_stats) = gradient(params, batch_stats, image, label, valid / pieces, key)
+            grads, (parts, batch_stats) = gradient(params, batch_stats, image, label, divisor / pieces, key)
             return batch_stats, (grads, parts)
 
         # The rows of a piece lie `pieces` apart, so that each device keeps its share of every piece.
@@ -80,9 +80,9 @@ def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainS
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(state.rng, state.step)
-        valid = losses.count_pixels(batch["label"], system.config.loss.class_weights)
+        divisor = losses.loss_divisor(batch["label"], system.config.loss)
         grads, (parts, batch_stats) = (gradient if pieces == 1 else accumulated)(
-            state.params, state.batch_stats, batch["image"], batch["label"], valid, key
+            state.params, state.batch_stats, batch["image"], batch["label"], divisor, key
         )
         updates, opt_state = system.optimizer.update(grads, state.opt_state, state.params)
         parts |= {"learning_rate": rate(state.step), "gradient_norm": optax.tree.norm(grads)}

@@ -91,7 +91,10 @@ def test_runs_of_rows(row):
     found = (data.dataset, data.num_classes, tuple(data.crop), train.steps, train.batch_size)
     assert (*found, optim.name, optim.learning_rate) == RUNS[row]
     plain = optim.name == "sgd"
-    assert (data.photometric, optim.weight_decay) == (("plain", 1e-4) if plain else ("advanced", 0.05))
+    assert (data.photometric, optim.weight_decay) == (("plain", 2e-4) if plain else ("public", 0.05))
+    assert config.loss.divisor == "all" and config.model.context_attention_bias
+    large = config.model.backbone.name == "convnext_l"
+    assert config.model.backbone.drop_path == (0.3 if large else -1.0)
     assert (config.loss.focal_gamma, config.loss.dice) == (0, 0)
 
 
@@ -147,7 +150,7 @@ def test_the_probe_rows():
 def test_weights_and_setting_are_arguments():
     config = paper.get_config("table6/swin_l_u_sfpn,weights=some/file.safetensors,setting=advanced")
     assert config.model.backbone.weights == "some/file.safetensors"
-    assert (config.optim.name, config.data.photometric) == ("adamw", "advanced")
+    assert (config.optim.name, config.data.photometric) == ("adamw", "public")
     assert paper.get_config("table2/scratch_30k").model.backbone.weights == ""
 
 

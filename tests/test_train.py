@@ -124,6 +124,18 @@ def test_accumulation_divides_by_the_valid_pixels_of_the_whole_batch(tmp_path):
     assert abs(metrics["student"] - first["student"]) < 0.02 * first["student"] + 20 / valid
 
 
+def test_accumulation_divides_by_all_pixels_where_they_are_the_divisor(tmp_path):
+    batch = random_batch(2)
+    batch["label"][1] = 255
+    fields = {"loss.car": 0.0, "train.accumulate": 2}
+    found = {
+        divisor: step_once(tiny_config(tmp_path, "fcn", **fields | {"loss.divisor": divisor}), batch)[1]
+        for divisor in ("valid", "all")
+    }
+    share = (batch["label"] != 255).mean()
+    np.testing.assert_allclose(found["all"]["student"], share * found["valid"]["student"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["fcn", "sa_car", "sfpn", "hfgd_os2"])
 def test_every_system_learns_a_batch_and_bears_an_ignored_one(method, tmp_path):
     config = tiny_config(tmp_path)

@@ -27,6 +27,7 @@ Label = UInt8[np.ndarray, "h w"]
 
 BRIGHTNESS = 32.0  # grey levels
 FACTOR = (0.75, 1.25)  # of contrast and of saturation
+PUBLIC_FACTOR = (0.5, 1.5)  # the public code's
 HUE = 0.1  # of the full circle
 
 
@@ -40,7 +41,7 @@ class Settings:
         input_scale: the picture's size is multiplied by this, before the random scale.
         scale_range, scale_step: random scale, uniform among low, low + step, ..., high (step 0: any value).
         flip: probability of a mirror image.
-        photometric: `none`, `plain` or `advanced`.
+        photometric: `none`, `plain`, `advanced` or `public`.
     """
 
     crop: tuple[int, int]
@@ -60,6 +61,7 @@ def augment(
     The distortion touches the picture alone, never the padding. What the padding covers is ignored in the
     label.
     """
+    whole = image
     drawn = draw_scale(rng, settings.scale_range, settings.scale_step)
     scale = as_fraction(settings.input_scale * drawn)
     size = scaled_size(image.shape[:2], scale)
@@ -67,7 +69,7 @@ def augment(
     top, left = (int(rng.integers(s - c + 1)) for s, c in zip(size, (height, width), strict=True))
     image = resize_window(image, scale, (top, left), (height, width))
     label = resize_label_window(label, scale, (top, left), (height, width))
-    image = photometric(image, rng, settings.photometric)
+    image = photometric(image, rng, settings.photometric, whole)
     if rng.random() < settings.flip:
         image, label = cv2.flip(image, 1), cv2.flip(label, 1)
     return pad_image(image, settings.crop, settings.mean_pixel), pad_label(label, settings.crop)
@@ -151,14 +153,26 @@ def pad_label(label: Label, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
     return out
 
 
-def photometric(image: Image, rng: np.random.Generator, mode: str) -> Image:
+def photometric(image: Image, rng: np.random.Generator, mode: str, whole: Image) -> Image:
     """Random distortion of colours; each part happens with probability 0.5.
 
     `plain`: brightness, +-32 grey levels. `advanced`: that, then contrast (about the mean of each channel)
     and saturation by factors of 0.75 to 1.25, and hue by +-0.1 of the circle. `none`: nothing.
+
+    `public`: contrast and saturation by factors of 0.5 to 1.5, then brightness, +-32: the public code's,
+    which distorts before it crops, so that contrast is about the mean of the whole picture. It clips to 0-255
+    at the end alone; here every part does.
+
+    Args:
+        image: the crop.
+        rng: of the sample.
+        mode: see above.
+        whole: the picture that it was cut from, at any scale.
     """
     if mode == "none":
         return image
+    if mode == "public":
+        return _public(image, rng, whole)
     parts = 1 if mode == "plain" else 4
     on = rng.random(parts) < 0.5
     amount = rng.uniform(-1.0, 1.0, parts)
@@ -168,12 +182,23 @@ def photometric(image: Image, rng: np.random.Generator, mode: str) -> Image:
         return image
     middle, half = sum(FACTOR) / 2, (FACTOR[1] - FACTOR[0]) / 2
     if on[1]:
-        image = contrast(image, middle + half * amount[1])
+        image = contrast(image, middle + half * amount[1], image)
     if on[2] or on[3]:
         image = saturation_and_hue(
             image, middle + half * amount[2] if on[2] else 1.0, HUE * amount[3] if on[3] else 0.0
         )
     return image
+
+
+def _public(image: Image, rng: np.random.Generator, whole: Image) -> Image:
+    on = rng.random(3) < 0.5
+    first, second = rng.uniform(*PUBLIC_FACTOR, 2)
+    delta = rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+    if on[0]:
+        image = contrast(image, first, whole)
+    if on[1]:
+        image = saturation_and_hue(image, second, 0.0)
+    return brightness(image, delta) if on[2] else image
 
 
 _LEVELS = np.arange(256, dtype=np.float64)
@@ -184,9 +209,9 @@ def brightness(image: Image, delta: float) -> Image:
     return cv2.LUT(image, _table(_LEVELS + delta))
 
 
-def contrast(image: Image, factor: float) -> Image:
-    """Multiplies the distance to each channel's mean by `factor`."""
-    mean = np.array(cv2.mean(image)[:3])
+def contrast(image: Image, factor: float, whole: Image) -> Image:
+    """Multiplies the distance to the mean of each channel of `whole` by `factor`."""
+    mean = np.array(cv2.mean(whole)[:3])
     return cv2.LUT(image, _table(mean + (_LEVELS[:, None] - mean) * factor)[None])
 
 

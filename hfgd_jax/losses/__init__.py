@@ -21,9 +21,21 @@ __all__ = [
     "cross_entropy",
     "dice_loss",
     "focal_loss",
+    "loss_divisor",
     "median_frequency",
     "total_loss",
 ]
+
+
+def loss_divisor(labels: Integer[Array, "b H W"], loss_config: ConfigDict) -> Float[Array, ""]:
+    """What the cross-entropies' sums over pixels are divided by (`loss.divisor`); float32.
+
+    `valid`: `count_pixels(labels, loss_config.class_weights)`. `all`: the number of pixels, those that are
+    ignored or padding included, which thus count as a loss of 0: the public code's mean.
+    """
+    if loss_config.divisor == "all":
+        return jnp.float32(labels.size)
+    return count_pixels(labels, loss_config.class_weights)
 
 
 def total_loss(
@@ -33,7 +45,7 @@ def total_loss(
     *,
     num_classes: int,
     geometry: Geometry,
-    valid_pixels: Float[Array, ""] | float | None = None,
+    divisor: Float[Array, ""] | float | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The cross-entropies of teacher, student, probe and OCR's regions, Dice, and the CAR losses.
 
@@ -47,12 +59,12 @@ def total_loss(
         labels: class ids or 255, of the images' own size (before the model's padding).
         loss_config: `config.loss`: the weights `teacher`, `student`, `probe`, `regions`, `dice` (0: not
             computed) and `car`, `focal_gamma` (0: plain cross-entropy), `class_weights` (of each class, or
-            none) and `hard_pixels` (the share that counts). `balance` must be "none": what it stands for is
-            to be in `class_weights` already.
+            none), `hard_pixels` (the share that counts) and `divisor`. `balance` must be "none": what it
+            stands for is to be in `class_weights` already.
         num_classes: of the data set.
         geometry: the model's.
-        valid_pixels: overrides `count_pixels(labels, loss_config.class_weights)` in the divisor of the
-            cross-entropies: gradient accumulation hands in the whole batch's number.
+        divisor: of the cross-entropies, in place of `loss_divisor(labels, loss_config)`: gradient
+            accumulation hands in the whole batch's, over the number of micro-batches.
 
     Returns:
         The weighted total and its parts, unweighted; float32 scalars: those that apply of `teacher`,
@@ -62,6 +74,7 @@ def total_loss(
     if loss_config.balance != "none":
         raise ValueError(f"loss.balance={loss_config.balance!r}: its class weights have not been computed")
     gamma, hard = loss_config.focal_gamma, loss_config.hard_pixels
+    divisor = loss_divisor(labels, loss_config) if divisor is None else divisor
     entropy = partial(focal_loss, gamma=gamma) if gamma > 0 else cross_entropy
     entropy = partial(entropy, geometry=geometry, class_weights=loss_config.class_weights)
     parts, weights = {}, {}
@@ -74,7 +87,7 @@ def total_loss(
         if logits is None:
             continue
         mining = {"hard_pixels": hard} if hard < 1 and name in ("teacher", "student") else {}
-        parts[name] = entropy(logits, labels, valid_pixels=valid_pixels, **mining)
+        parts[name] = entropy(logits, labels, divisor=divisor, **mining)
         weights[name] = loss_config[name]
         if loss_config.dice > 0 and name in ("teacher", "student"):
             parts[f"{name}_dice"] = dice_loss(logits, labels, geometry=geometry)

@@ -16,7 +16,7 @@ def cross_entropy(
     geometry: Geometry,
     class_weights: Sequence[float] = (),
     hard_pixels: float = 1.0,
-    valid_pixels: Float[Array, ""] | float | None = None,
+    divisor: Float[Array, ""] | float | None = None,
     ignore_label: int = 255,
 ) -> Float[Array, ""]:
     """Weighted mean over the valid pixels of -log softmax at the label; float32.
@@ -31,14 +31,14 @@ def cross_entropy(
         geometry: of the grid.
         class_weights: k positive weights, or none.
         hard_pixels: the share of the pixels that count, in (0, 1].
-        valid_pixels: overrides `count_pixels` of these labels and weights in the divisor. Where that is 0,
-            a batch without labels, the loss is 0, and so are its gradients.
+        divisor: what the sum is divided by, in place of `count_pixels` of these labels and weights. In a
+            batch without labels the loss is 0, and so are its gradients.
         ignore_label: the label of a pixel that does not count.
     """
     pixels = at_pixels(logits, labels, geometry=geometry, ignore_label=ignore_label)
     losses, weights = surprise(pixels), pixel_weights(pixels, class_weights)
-    if valid_pixels is None:
-        valid_pixels = count_pixels(labels, class_weights, ignore_label=ignore_label)
+    if divisor is None:
+        divisor = count_pixels(labels, class_weights, ignore_label=ignore_label)
     if hard_pixels < 1:
         weights = hardest(losses, weights, hard_pixels)
-    return mean_of_valid(losses, weights, hard_pixels * valid_pixels)
+    return mean_of_valid(losses, weights, hard_pixels * divisor)

@@ -17,7 +17,7 @@ def focal_loss(
     gamma: float,
     geometry: Geometry,
     class_weights: Sequence[float] = (),
-    valid_pixels: Float[Array, ""] | float | None = None,
+    divisor: Float[Array, ""] | float | None = None,
     ignore_label: int = 255,
 ) -> Float[Array, ""]:
     """Weighted mean over the valid pixels of -(1 - p)^gamma log p, p the softmax at the label; float32.
@@ -30,12 +30,12 @@ def focal_loss(
         logits: of the padded grid at any output stride, at least two classes; resized to the pixels here.
         labels: class ids in [0, k), or `ignore_label`; any integer dtype.
         gamma: not negative; 0 gives the cross-entropy.
-        geometry, class_weights, valid_pixels, ignore_label: as of `cross_entropy`.
+        geometry, class_weights, divisor, ignore_label: as of `cross_entropy`.
     """
     pixels = at_pixels(logits, labels, geometry=geometry, ignore_label=ignore_label)
     others = jax.nn.logsumexp(jnp.where(pixels.own, -jnp.inf, pixels.logits), axis=-1)
     log_rest = others - jax.nn.logsumexp(pixels.logits, axis=-1)
     losses = jnp.exp(gamma * log_rest) * surprise(pixels)
-    if valid_pixels is None:
-        valid_pixels = count_pixels(labels, class_weights, ignore_label=ignore_label)
-    return mean_of_valid(losses, pixel_weights(pixels, class_weights), valid_pixels)
+    if divisor is None:
+        divisor = count_pixels(labels, class_weights, ignore_label=ignore_label)
+    return mean_of_valid(losses, pixel_weights(pixels, class_weights), divisor)

@@ -153,7 +153,7 @@ def test_pictures_of_other_scales_are_rounded_to_sixty_fourths():
 def changes(mode, count=400):
     image = np.full((2, 2, 3), (100, 120, 140), np.uint8)
     rng = np.random.default_rng(0)
-    return np.array([augment.photometric(image, rng, mode)[0, 0].astype(int) for _ in range(count)])
+    return np.array([augment.photometric(image, rng, mode, image)[0, 0].astype(int) for _ in range(count)])
 
 
 def test_none_changes_nothing():
@@ -175,6 +175,35 @@ def test_advanced_reaches_every_part():
     assert len({tuple(v) for v in out}) > 150
 
 
+def test_public_is_contrast_then_saturation_then_brightness(monkeypatch):
+    """Factors 0.5 to 1.5, +-32 grey levels, each half the time; no hue; the mean is the whole picture's."""
+    calls = []
+    parts = {"contrast": (0.5, 1.5), "saturation_and_hue": (0.5, 1.5), "brightness": (-32, 32)}
+    for name in parts:
+
+        def record(image, *arguments, name=name):
+            calls[-1].append((name, *arguments))
+            return image
+
+        monkeypatch.setattr(augment, name, record)
+    image, label, rng = np.zeros((3, 3, 3), np.uint8), np.zeros((3, 3), np.uint8), np.random.default_rng(0)
+    for _ in range(400):
+        calls.append([])
+        augment.augment(image, label, rng, settings(crop=(2, 2), photometric="public"))
+    names = [[call[0] for call in done] for done in calls]
+    assert all(done == [name for name in parts if name in done] for done in names)
+    assert 30 < names.count([]) < 70 and 30 < names.count(list(parts)) < 70
+    for name, (low, high) in parts.items():
+        seen = [call for done in calls for call in done if call[0] == name]
+        drawn, edge = [call[1] for call in seen], (high - low) / 20
+        assert 160 < len(seen) < 240, name
+        assert low <= min(drawn) < low + edge and high - edge < max(drawn) <= high, name
+        if name == "contrast":
+            assert all(call[2] is image for call in seen)
+        if name == "saturation_and_hue":
+            assert all(call[2] == 0 for call in seen)
+
+
 def test_brightness_saturates():
     image = np.array([[[0, 128, 255]]], np.uint8)
     np.testing.assert_array_equal(augment.brightness(image, 20)[0, 0], [20, 148, 255])
@@ -184,7 +213,7 @@ def test_brightness_saturates():
 def test_contrast_is_about_each_channels_mean():
     image = np.zeros((1, 2, 3), np.uint8)
     image[0, 0], image[0, 1] = (100, 0, 40), (200, 0, 60)
-    out = augment.contrast(image, 0.75)
+    out = augment.contrast(image, 0.75, image)
     np.testing.assert_array_equal(out[0, 0], np.rint((112.5, 0, 42.5)))
     np.testing.assert_array_equal(out[0, 1], np.rint((187.5, 0, 57.5)))
 

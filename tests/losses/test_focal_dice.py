@@ -81,12 +81,12 @@ def test_value_and_gradient(name):
     assert not np.any(np.asarray(gradient)[~valid])
 
 
-@pytest.mark.parametrize("valid_pixels", [None, 50.0])
-def test_gamma_0_is_cross_entropy(valid_pixels):
+@pytest.mark.parametrize("divisor", [None, 50.0])
+def test_gamma_0_is_cross_entropy(divisor):
     logits, labels = example()
     logits, labels = jnp.asarray(logits, jnp.float32), jnp.asarray(labels)
-    value, gradient = jax.value_and_grad(focal)(logits, labels, gamma=0.0, valid_pixels=valid_pixels)
-    plain = partial(cross_entropy, geometry="align_corners", valid_pixels=valid_pixels)
+    value, gradient = jax.value_and_grad(focal)(logits, labels, gamma=0.0, divisor=divisor)
+    plain = partial(cross_entropy, geometry="align_corners", divisor=divisor)
     expected, expected_gradient = jax.value_and_grad(plain)(logits, labels)
     assert value == expected != 0
     np.testing.assert_array_equal(gradient, expected_gradient)
@@ -155,7 +155,6 @@ def test_focal_loss_takes_the_whole_batchs_divisor():
     logits, labels = example()
     logits, valid = jnp.asarray(logits, jnp.float32), float((labels != 255).sum())
     halves = [
-        focal(logits[i : i + 1], jnp.asarray(labels[i : i + 1]), gamma=2.0, valid_pixels=valid)
-        for i in range(2)
+        focal(logits[i : i + 1], jnp.asarray(labels[i : i + 1]), gamma=2.0, divisor=valid) for i in range(2)
     ]
     np.testing.assert_allclose(sum(halves), focal(logits, jnp.asarray(labels), gamma=2.0), rtol=1e-6)

@@ -115,7 +115,7 @@ def test_two_micro_batches_add_up_to_the_batch(loss):
     np.testing.assert_allclose(whole, sum((labels == k).sum() * w for k, w in enumerate(WEIGHTS)), rtol=1e-6)
     assert count_pixels(labels) == (labels != 255).sum()
     value_and_grad = jax.value_and_grad(partial(loss, class_weights=WEIGHTS))
-    parts = [value_and_grad(logits[i : i + 1], labels[i : i + 1], valid_pixels=whole) for i in range(2)]
+    parts = [value_and_grad(logits[i : i + 1], labels[i : i + 1], divisor=whole) for i in range(2)]
     value, gradient = value_and_grad(logits, labels)
     np.testing.assert_allclose(sum(value for value, _ in parts), value, rtol=1e-6)
     np.testing.assert_allclose(np.concatenate([g for _, g in parts]), gradient, rtol=1e-5, atol=1e-9)
@@ -124,7 +124,7 @@ def test_two_micro_batches_add_up_to_the_batch(loss):
 def test_each_micro_batch_keeps_its_share_of_hard_pixels():
     logits, labels = example()
     whole = float((labels != 255).sum())
-    mine = partial(entropy, hard_pixels=0.4, valid_pixels=whole)
+    mine = partial(entropy, hard_pixels=0.4, divisor=whole)
     total = sum(mine(jnp.asarray(logits[i : i + 1], jnp.float32), labels[i : i + 1]) for i in range(2))
     expected = sum(
         numpy_loss(logits[i : i + 1], labels[i : i + 1], share=0.4) * (labels[i] != 255).sum() / whole

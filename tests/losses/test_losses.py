@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hfgd_jax import config as configs
-from hfgd_jax.losses import car, cross_entropy, dice_loss, focal_loss, total_loss
+from hfgd_jax.losses import car, cross_entropy, dice_loss, focal_loss, loss_divisor, total_loss
 from hfgd_jax.models import Outputs
 
 
@@ -68,11 +68,11 @@ def test_ignored_pixels_and_the_divisor():
     f = lambda x, **kw: cross_entropy(x, jnp.asarray(labels), geometry="align_corners", **kw)  # noqa: E731
     assert f(spoiled) == f(logits)
     valid = int((labels != 255).sum())
-    np.testing.assert_allclose(f(logits, valid_pixels=2 * valid), f(logits) / 2, rtol=1e-6)
+    np.testing.assert_allclose(f(logits, divisor=2 * valid), f(logits) / 2, rtol=1e-6)
     # Two halves with the whole batch's divisor add up to the batch: what accumulation does.
     halves = sum(
         cross_entropy(
-            logits[i : i + 1], jnp.asarray(labels[i : i + 1]), geometry="align_corners", valid_pixels=valid
+            logits[i : i + 1], jnp.asarray(labels[i : i + 1]), geometry="align_corners", divisor=valid
         )
         for i in range(2)
     )
@@ -116,6 +116,30 @@ def test_total_is_the_weighted_sum_of_its_parts():
     np.testing.assert_allclose(total, want, rtol=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_a_divisor_of_all_pixels_counts_the_ignored_ones_as_zero(gamma):
+    """Of every cross-entropy and of none else; two micro-batches with the whole's add up to it."""
+    outputs, loss_config = outputs_of(), configs.default().loss
+    loss_config.focal_gamma = gamma
+    labels = jnp.asarray(np.random.default_rng(1).choice([0, 1, 255], (2, 65, 65)), jnp.uint8).at[1].set(255)
+    value = lambda o, y, **kw: total_loss(  # noqa: E731
+        o, y, loss_config, num_classes=4, geometry="align_corners", **kw
+    )
+    _, valid = value(outputs, labels)
+    loss_config.divisor = "all"
+    whole, (_, found) = loss_divisor(labels, loss_config), value(outputs, labels)
+    assert whole == labels.size and whole.dtype == jnp.float32
+    for name in ("teacher", "student", "probe"):
+        np.testing.assert_allclose(found[name], valid[name] * (labels != 255).mean(), rtol=1e-5)
+    assert all(found[name] == valid[name] for name in found if name.startswith("car"))
+    halves = [
+        value(jax.tree.map(lambda x, i=i: x[i : i + 1], outputs), labels[i : i + 1], divisor=whole / 2)[1]
+        for i in range(2)
+    ]
+    assert halves[1]["student"] == 0  # all of it is ignored
+    np.testing.assert_allclose(halves[0]["student"] / 2, found["student"], rtol=1e-5)
+
+
 def test_regions_dice_and_focal():
     """OCR's regions are one of the cross-entropies; Dice goes with teacher and student alone."""
     full = outputs_of()
@@ -154,8 +178,11 @@ def test_absent_parts_are_left_out():
     assert list(parts) == ["student"] and total == parts["student"]
 
 
-@pytest.mark.parametrize("geometry, side", [("align_corners", 65), ("half_pixel", 64)])
-def test_all_ignored_batch(geometry, side):
+@pytest.mark.parametrize(
+    "geometry, side, divisor",
+    [("align_corners", 65, "valid"), ("align_corners", 65, "all"), ("half_pixel", 64, "valid")],
+)
+def test_all_ignored_batch(geometry, side, divisor):
     k = side // 4 + side % 2
     full = outputs_of()
     outputs = full.replace(
@@ -171,7 +198,9 @@ def test_all_ignored_batch(geometry, side):
         ),
     )
     labels = jnp.full((2, side, side), 255, jnp.uint8)
-    f = lambda o: total_loss(o, labels, configs.default().loss, num_classes=4, geometry=geometry)  # noqa: E731
+    loss_config = configs.default().loss
+    loss_config.divisor = divisor
+    f = lambda o: total_loss(o, labels, loss_config, num_classes=4, geometry=geometry)  # noqa: E731
     (total, parts), gradient = jax.jit(jax.value_and_grad(f, has_aux=True))(outputs)
     assert np.isfinite(total)
     assert parts["teacher"] == parts["student"] == parts["probe"] == 0
