@@ -34,7 +34,8 @@ class Naming(NamedTuple):
     """How one project names the tensors of a network; read forwards to import, backwards to export.
 
     Attributes:
-        name: `timm`, `torchvision`, `transformers`, or the authors' own (`facebook`, `microsoft`).
+        name: `timm`, `torchvision`, `transformers` (`transformers_dinov3`: its other names for ConvNeXt), or
+            the authors' own (`facebook`, `microsoft`).
         targets: every tensor that has a place here, by its name without prefix.
         left_out: `(name without prefix) -> bool`, whether a tensor has no use here by design (the
             classifier, torch's batch counters, index buffers).
