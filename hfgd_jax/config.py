@@ -86,7 +86,7 @@ def default() -> ConfigDict:
         {
             "backbone": {
                 "name": "resnet50",
-                "weights": "",  # .safetensors (or .pth) file; "" trains from random weights
+                "weights": "",  # a path, or a name (docs/weights.md); "" trains from random weights
                 "output_stride": 32,  # 16 or 8: dilation replaces the last strides
                 "multi_grid": False,  # ResNet: dilation (1, 2, 4) within the last stage when dilated
                 "batch_norm_epsilon": -1.0,  # -1: the backbone's own; weights of timm's efficientnet_*: 1e-5

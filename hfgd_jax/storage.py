@@ -119,6 +119,21 @@ def write_atomically(path: epath.PathLike, data: str | bytes) -> None:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return value
+
+
 @contextlib.contextmanager
 def local(path: epath.Path) -> Iterator[Path]:
     """The file on this machine: itself, or a copy that is gone afterwards."""

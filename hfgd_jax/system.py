@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from hfgd_jax import checkpoints, losses, optim, pretrained, sharding
+from hfgd_jax import checkpoints, losses, optim, pretrained, sharding, weight_sources
 from hfgd_jax import config as configuration
 from hfgd_jax.data import builders
 from hfgd_jax.data.builders import parallel
@@ -90,6 +90,7 @@ def build(config: ConfigDict, mesh: Mesh | AbstractMesh | None = None) -> System
         UserError: the config is not valid here.
     """
     configuration.validate(config)
+    weight_sources.check(config.model.backbone.weights)
     mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
     dtype = jnp.dtype(config.train.dtype)
     constrain = functools.partial(sharding.along_batch, mesh) if config.mesh.constrain_decoder else None

@@ -1,8 +1,8 @@
 """The pickles in torch's files, carried out step by step on plain values; no code in one can run.
 
 `pickletools` cuts a pickle into its steps. Those that a dictionary of tensors is made of are carried out, on
-lists, tuples and dictionaries; every other one is refused, as is every name that is not in `NAMES`. Nothing is
-imported, and nothing called, that a file could choose.
+lists, tuples and dictionaries; every other one is refused, as is every name that is not in `NAMES`. Nothing
+is imported, and nothing called, that a file could choose.
 """
 
 import io

@@ -1,41 +1,42 @@
 """Weight files: names and arrays in and out, whatever project wrote them; nothing in a file is ever run."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from etils import epath
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from hfgd_jax import storage, torch_files
+from hfgd_jax import storage, torch_files, weight_sources
 from hfgd_jax.errors import UserError
+from hfgd_jax.weight_sources import INDEX, SINGLE
 
-INDEX = "model.safetensors.index.json"  # a folder's list of its shards
-IN_FOLDERS = ("model.safetensors", INDEX, "pytorch_model.bin")
+IN_FOLDERS = (SINGLE, INDEX, "pytorch_model.bin")
 
 
-def read(path: epath.PathLike) -> dict[str, np.ndarray]:
+def read(name: epath.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a weight file, by their names there and in their own types.
 
     Args:
-        path: a `.safetensors` file; a `.pth`, `.pt` or `.bin` file of torch, of which tensors alone are read;
-            a folder as transformers saves it; or the index of a file in shards (`*.safetensors.index.json`).
-            One in a bucket is copied to this machine while it is read.
+        name: what `weight_sources.locate` takes. A path is that of a `.safetensors` file; of a `.pth`, `.pt`
+            or `.bin` file of torch, of which tensors alone are read; of a folder as transformers saves it; or
+            of the index of a file in shards (`*.safetensors.index.json`). A file in a bucket is copied to
+            this machine while it is read.
 
     Raises:
         UserError: nothing there, no weight file, a damaged one, or one that holds code.
     """
-    path = storage.place(path, "weights")
+    path = weight_sources.locate(name)
     if path.is_dir():
-        found = [path / name for name in IN_FOLDERS if (path / name).is_file()]
+        found = [path / file for file in IN_FOLDERS if (path / file).is_file()]
         if not found:
             raise UserError(f"weights {path}: the folder holds none of {', '.join(IN_FOLDERS)}")
         path = found[0]
     if not path.is_file():
-        raise UserError(f"weights {path}: no such file; give a .safetensors or .pth file")
+        raise UserError(
+            f"weights {path}: no such file; give a .safetensors or .pth file, or a name (docs/weights.md)"
+        )
     if path.name.endswith(".safetensors.index.json"):
         return _read_shards(path)
     if path.suffix == ".safetensors":
@@ -64,26 +65,8 @@ def write(path: epath.PathLike, tensors: Mapping[str, np.ndarray], *, overwrite:
         raise UserError(f"{path}: cannot be written ({error})") from None
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return value
-
-
 def _read_shards(path: epath.Path) -> dict[str, np.ndarray]:
-    shards = read_json(path).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise UserError(f"{path}: has no weight_map; it is not the index of a file in shards")
-    tensors = {}
+    shards, tensors = weight_sources.weight_map(path), {}
     for shard in sorted(set(shards.values())):
         if Path(shard).name != shard or not (path.parent / shard).is_file():
             raise UserError(f"{path}: its shard {shard!r} is not beside it; fetch the folder again")

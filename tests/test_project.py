@@ -30,7 +30,7 @@ DISTRIBUTIONS = {
 # tensorflow-datasets imports them, jax.export the last, undeclared
 NOT_IMPORTED_HERE = {"array-record", "importlib-resources", "flatbuffers"}
 # Used where they are installed, told to install where they are needed.
-OPTIONAL = {"jax2onnx", "onnx", "onnxruntime"}
+OPTIONAL = {"huggingface_hub", "jax2onnx", "onnx", "onnxruntime"}
 
 
 def _lines(name):

@@ -13,13 +13,15 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from hfgd_jax import checkpoints, cli, pretrained, storage, system, weight_files
+from hfgd_jax import checkpoints, cli, pretrained, storage, system, weight_files, weight_sources
 from hfgd_jax import config as configuration
 from hfgd_jax.data.labels import IGNORE, TABLES, LabelTable, voc_colours
 from hfgd_jax.errors import UserError
 from hfgd_jax.models import BACKBONES, foreign
 from hfgd_jax.models.backbones.base import IMAGENET
 from hfgd_jax.pretrained import Report
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # what transformers saves beside the weights
 
 
 def import_backbone(
@@ -70,7 +72,7 @@ def import_model(source: epath.PathLike, workdir: epath.PathLike, *, overwrite: 
     the source's; where they are those of a data set here, its table is taken.
 
     Args:
-        source: the folder that transformers saved, or the weight file in it.
+        source: the folder that transformers saved, the weight file in it, or `hf:OWNER/NAME`.
         workdir: folder of the run, made where missing.
         overwrite: replace the step 0 of a run that was imported before; other runs are never touched.
 
@@ -78,19 +80,20 @@ def import_model(source: epath.PathLike, workdir: epath.PathLike, *, overwrite: 
         UserError: the source's structure or tensors are not those of a UPerNet here, its pictures are
             normalised otherwise, or the workdir holds something.
     """
-    source, workdir = storage.place(source, "--source"), storage.place(workdir, "--output", arrays=True)
-    folder = source if source.is_dir() else source.parent
-    if not (folder / "config.json").is_file():
+    workdir = storage.place(workdir, "--output", arrays=True)
+    weights = weight_sources.locate(source, beside=(CONFIG, PREPROCESSOR))
+    folder = weights if weights.is_dir() else weights.parent
+    if not (folder / CONFIG).is_file():
         raise UserError(
             f"--source={source}: a whole model needs the config.json beside its weights; "
             "pass --backbone to import a backbone"
         )
-    given = weight_files.read_json(folder / "config.json")
+    given = storage.read_json(folder / CONFIG)
     config, table = foreign.config_of(given), label_table(given, _preprocessor(folder))
     config.data.dataset = table.name
     refuse_a_run(workdir, overwrite)
     whole = system.build(config)
-    tensors = weight_files.read(source)
+    tensors = weight_files.read(weights)
     naming = foreign.upernet_naming(config.model.backbone.name)
     state = jax.eval_shape(system.make_init(whole), jax.random.PRNGKey(0))
     pretrained.check(state.model, naming, tensors, source)
@@ -156,10 +159,10 @@ def _first_synonyms(classes: Sequence[str]) -> list[str]:
 
 def _preprocessor(folder: epath.Path) -> Mapping[str, Any]:
     """`preprocessor_config.json` where there is one; it must normalise as our backbones do."""
-    path = folder / "preprocessor_config.json"
+    path = folder / PREPROCESSOR
     if not path.is_file():
         return {}
-    given = weight_files.read_json(path)
+    given = storage.read_json(path)
     for field, ours in zip(("image_mean", "image_std"), IMAGENET, strict=True):
         have = given.get(field, [value / 255 for value in ours])
         if np.shape(have) != (3,) or not np.allclose(have, np.asarray(ours) / 255, atol=1e-3):
@@ -192,7 +195,7 @@ def refuse_a_run(workdir: epath.Path, overwrite: bool) -> None:
 def define_flags() -> None:
     """The command's flags."""
     flags.DEFINE_enum("backbone", None, sorted(BACKBONES), "Which backbone; a whole model where left out.")
-    flags.DEFINE_string("source", None, "Weight file, or a folder that transformers saved.", required=True)
+    flags.DEFINE_string("source", None, "Weights: a path, or a name (docs/weights.md).", required=True)
     flags.DEFINE_string("output", None, "Folder of the file written, or the new workdir.", required=True)
     flags.DEFINE_string("naming", "", "Names in the file written (with --backbone); empty: the first.")
     flags.DEFINE_bool("overwrite", False, "Replace what an earlier import wrote.")

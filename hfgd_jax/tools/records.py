@@ -29,6 +29,7 @@ from flax.traverse_util import flatten_dict
 from hfgd_jax import config as configuration
 from hfgd_jax import evaluate, saved_config, storage
 from hfgd_jax.errors import UserError
+from hfgd_jax.weight_sources import is_path
 from hfgd_jax.workdir import RESUMABLE, RESUMABLE_GROUPS
 
 FIELDS = ("name", "seed", "steps", "config", "settings", "evaluation", "curve", "training", "date")
@@ -79,12 +80,13 @@ def of_run(workdir: epath.PathLike, name: str = "") -> Record:
 def changed_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config (as its JSON has it) that are not the defaults, by dotted name.
 
-    `data.data_dir` is left out, and of the weights' file its name is kept: where they lie says nothing.
+    `data.data_dir` is left out, and of a path to weights its last part is kept: where they lie says nothing.
     """
     defaults = flatten_dict(json.loads(configuration.to_json(configuration.default())), sep=".")
     fields = flatten_dict(config, sep=".")
     fields.pop("data.data_dir")
-    fields["model.backbone.weights"] = epath.Path(fields["model.backbone.weights"] or "").name
+    weights = fields["model.backbone.weights"] or ""
+    fields["model.backbone.weights"] = epath.Path(weights).name if is_path(weights) else weights
     return {key: value for key, value in fields.items() if value != defaults[key]}
 
 
