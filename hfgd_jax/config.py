@@ -88,6 +88,7 @@ def default() -> ConfigDict:
                 "name": "resnet50",
                 "weights": "",  # a path, or a name (docs/weights.md); "" trains from random weights
                 "output_stride": 32,  # 16 or 8: dilation replaces the last strides
+                "expanded_levels": False,  # EfficientNet: levels six times as wide (set_backbone turns it on)
                 "multi_grid": False,  # ResNet: dilation (1, 2, 4) within the last stage when dilated
                 "batch_norm_epsilon": -1.0,  # -1: the backbone's own; weights of timm's efficientnet_*: 1e-5
                 "normalization": "",  # of pixels: imagenet, half (127.5, 127.5), lite (127, 128); "": its own
@@ -222,9 +223,10 @@ def set_method(config: ConfigDict, method: str) -> None:
 
 
 def set_backbone(config: ConfigDict, name: str) -> None:
-    """Sets the backbone and the geometry that its features lie in."""
+    """Sets the backbone, its kind of levels and the geometry that its features lie in."""
     one_of("backbone", name, BACKBONES)
     config.model.backbone.name = name
+    config.model.backbone.expanded_levels = name in EFFICIENTNETS
     config.model.geometry = geometry_of(name)
 
 

@@ -81,8 +81,8 @@ def _check_backbone(model: ConfigDict) -> None:
         _in_range("config.model.backbone.batch_norm_epsilon", backbone.batch_norm_epsilon, 1e-8, 1.0)
         if backbone.name in (*CONVNEXTS, *SWINS):
             raise UserError(
-                f"config.model.backbone.batch_norm_epsilon={backbone.batch_norm_epsilon}: {backbone.name} has "
-                "no batch normalisation; set it to -1.0"
+                f"config.model.backbone.batch_norm_epsilon={backbone.batch_norm_epsilon}: "
+                f"{backbone.name} has no batch normalisation; set it to -1.0"
             )
     if backbone.drop_path != -1.0:
         _in_range("config.model.backbone.drop_path", backbone.drop_path, 0.0, 0.99)
@@ -94,6 +94,10 @@ def _check_backbone(model: ConfigDict) -> None:
         raise UserError(
             f"config.model.backbone.drop_path={backbone.drop_path}: ResNets have no such thing; "
             "set it to -1.0, or use another backbone"
+        )
+    if backbone.expanded_levels and backbone.name not in EFFICIENTNETS:
+        raise UserError(
+            "config.model.backbone.expanded_levels=True: EfficientNets alone have them; set it to False"
         )
     if backbone.multi_grid and backbone.name not in RESNETS:
         raise UserError("config.model.backbone.multi_grid=True: ResNets alone have it; set it to False")

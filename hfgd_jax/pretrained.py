@@ -93,6 +93,7 @@ def load_backbone(
     """
     source = _unwrapped(weight_files.read(path))
     naming, prefix = _best_naming(BACKBONES[backbone_name].namings(), source)
+    naming = _of_model(naming, variables, "backbone")
     targets = naming.targets
     hits = sum(prefix + name in source for name in targets)
     problems = _problems(variables, naming, prefix, source, "backbone", resize=True)
@@ -130,7 +131,9 @@ def export_backbone(
     Raises:
         UserError: the backbone has no such naming.
     """
-    return export(variables, find_naming(backbone_name, naming), root="backbone")
+    return export(
+        variables, _of_model(find_naming(backbone_name, naming), variables, "backbone"), root="backbone"
+    )
 
 
 def find_naming(backbone_name: str, naming: str = "") -> Naming:
@@ -246,6 +249,7 @@ def identify(source: Mapping[str, np.ndarray]) -> tuple[str, str] | None:
     """The backbone and the naming that tensors fit in every name and shape, or None."""
     for name, backbone in BACKBONES.items():
         naming, prefix = _best_naming(backbone.namings(), source)
+        naming = _of_model(naming, backbone_shapes(name), "backbone")
         wanted = {prefix + key for key in naming.targets.keys() - naming.optional}
         if wanted <= source.keys() and not _problems(
             backbone_shapes(name), naming, prefix, source, "backbone", resize=True
@@ -281,6 +285,14 @@ def _best_naming(namings: Sequence[Naming], source: Mapping[str, np.ndarray]) ->
     """The naming and prefix with most names in the file; the first of equals."""
     choices = [(naming, prefix) for naming in namings for prefix in dict.fromkeys((*naming.prefixes, *OUTER))]
     return max(choices, key=lambda choice: sum(choice[1] + name in source for name in choice[0].targets))
+
+
+def _of_model(naming: Naming, variables: Mapping[str, Any], root: str) -> Naming:
+    """A backbone's naming without the parts that its config does without; these are left out by design."""
+    flat = traverse_util.flatten_dict(dict(variables))
+    targets = {name: target for name, target in naming.targets.items() if _place(target, root) in flat}
+    absent = naming.targets.keys() - targets.keys()
+    return naming._replace(targets=targets, left_out=lambda name: name in absent or naming.left_out(name))
 
 
 def _problems(

@@ -77,6 +77,7 @@ def build_model(
         backbone=backbone.build(
             output_stride=m.backbone.output_stride,
             multi_grid=m.backbone.multi_grid,
+            expanded_levels=m.backbone.expanded_levels,
             drop_path=backbone.drop_path if m.backbone.drop_path < 0 else m.backbone.drop_path,
             scan_blocks=m.backbone.scan_blocks,
             remat=m.backbone.remat,

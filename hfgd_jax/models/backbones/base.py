@@ -86,12 +86,12 @@ class Backbone(NamedTuple):
     """A registry entry.
 
     Attributes:
-        build: `(output_stride=, multi_grid=, drop_path=, scan_blocks=, remat=, bn=, dtype=) -> nn.Module`,
-            all by keyword, whose call takes normalised images `[B, H, W, 3]` of any size and `train`, and
-            gives the pyramid `{4, 8, 16, 32: [B, h, w, c]}`. Keys name the level; dilation changes the
-            spatial stride, not the key. `config.validate` refuses what a family does not have; its `build`
-            ignores it.
-        channels: of each level.
+        build: `(output_stride=, multi_grid=, expanded_levels=, drop_path=, scan_blocks=, remat=, bn=,
+            dtype=) -> nn.Module`, all by keyword, whose call takes normalised images `[B, H, W, 3]` of any
+            size and `train`, and gives the pyramid `{4, 8, 16, 32: [B, h, w, c]}`. Keys name the level;
+            dilation changes the spatial stride, not the key. `config.validate` refuses what a family does not
+            have; its `build` ignores it.
+        channels: of each level (not of expanded ones).
         normalization: mean and standard deviation of RGB 0-255 that the weights expect.
         namings: `() -> ` the namings that files of its weights come in, the exported default first.
         drop_path: stochastic depth's rate in the source's settings, of segmentation where it has some.

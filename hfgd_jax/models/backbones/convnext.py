@@ -276,6 +276,7 @@ def build(
     *,
     output_stride: int = 32,
     multi_grid: bool = False,
+    expanded_levels: bool = False,
     drop_path: float = 0.0,
     scan_blocks: bool = False,
     remat: bool = False,
@@ -283,7 +284,7 @@ def build(
     dtype: Any = jnp.float32,
 ) -> ConvNeXt:
     """The network of a key of `VARIANTS`; ConvNeXt has no multi-grid and no batch normalisation."""
-    del multi_grid, bn
+    del multi_grid, expanded_levels, bn
     depths, widths, _ = VARIANTS[name]
     return ConvNeXt(depths, widths, output_stride, drop_path, scan_blocks, remat, dtype)
 

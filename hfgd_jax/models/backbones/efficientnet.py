@@ -24,7 +24,7 @@ from hfgd_jax.models.layers import BatchNorm, Conv, DepthwiseConv, batch_norm, h
 
 BATCH_NORM = BatchNorm(epsilon=1e-3)
 DROP_PATH = 0.2  # the authors', in classification
-STEM_CHANNELS = 32
+STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 REDUCTION = 4  # squeeze-and-excitation's channels are the block's input channels, divided by this
 
 
@@ -93,10 +93,15 @@ def scaled_stages(name: str) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
+def head_channels(name: str) -> int:
+    """Of the classifier's 1x1 convolution."""
+    return HEAD_CHANNELS if is_lite(name) else round_channels(HEAD_CHANNELS, SCALES[name][0])
+
+
 class Block(nn.Module):
     """1x1 expansion, depthwise convolution, squeeze-and-excitation, linear 1x1 projection ("MBConv").
 
-    The input is added where the shapes agree.
+    The input is added where the shapes agree. Gives the result and, beside it, the activated expansion.
 
     Attributes:
         features: output channels.
@@ -119,13 +124,14 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], train: bool, drops: Drops | None
-    ) -> Float[Array, "b H W d"]:
+    ) -> tuple[Float[Array, "b H W d"], Float[Array, "b h w e"]]:
         c = x.shape[-1]
         conv = partial(Conv, kernel_size=1, kernel_init=he_fan_out, dtype=self.dtype)
         norm = partial(batch_norm, train, self.bn, dtype=self.dtype)
         activation, y = nn.relu6 if self.lite else nn.silu, x
         if self.expand != 1:
             y = activation(norm(name="expand_bn")(conv(c * self.expand, name="expand")(y)))
+        expansion = y
         depthwise = partial(DepthwiseConv, stride=self.stride, use_bias=False, dtype=self.dtype)
         y = depthwise(self.kernel_size, self.dilation, name="depthwise")(y)
         y = activation(norm(name="depthwise_bn")(y))
@@ -134,21 +140,26 @@ class Block(nn.Module):
             mean = activation(conv(c // REDUCTION, use_bias=True, name="se_reduce")(mean))
             y = y * nn.sigmoid(conv(y.shape[-1], use_bias=True, name="se_expand")(mean))
         y = norm(name="project_bn")(conv(self.features, name="project")(y))
-        if self.stride != 1 or c != self.features:
-            return y
-        return x + (y if drops is None else drop_path(y, drops.rate, drops.key))
+        if self.stride == 1 and c == self.features:
+            y = x + (y if drops is None else drop_path(y, drops.rate, drops.key))
+        return y, expansion
 
 
 class EfficientNet(nn.Module):
     """Normalised images `[B, H, W, 3]` in, the pyramid `{4, 8, 16, 32}` out, H and W at least 32.
 
-    A level is the output of the last stage of its stride, before the classifier's 1x1 convolution, which is
-    left out. Dilation as in timm: the first block of a stage whose stride went still has the rate before;
+    A level is the output of the last stage of its stride: a linear bottleneck, and narrow. With
+    `expanded_levels` it is what the network itself makes of that next, six times as wide and activated: the
+    expansion of the block that follows and, at level 32, the classifier's 1x1 convolution, which is left out
+    otherwise. A protected decoder sees no more of the image than these (docs/readings.md).
+
+    Dilation as in timm: the first block of a stage whose stride went still has the rate before;
     sampled at stride 32, the features of any `output_stride` are those of the undilated network.
 
     Attributes:
         variant: a key of `SCALES`.
         output_stride: 32, 16 or 8, of the last level.
+        expanded_levels: see above.
         drop_path: stochastic depth's rate of the last block, in training; earlier ones rise linearly from
             0. Above 0 training needs an rng `stochastic`.
         bn: decay and epsilon of the batch normalisation.
@@ -158,6 +169,7 @@ class EfficientNet(nn.Module):
 
     variant: str = "efficientnet_b0"
     output_stride: int = 32
+    expanded_levels: bool = False
     drop_path: float = 0.0
     bn: BatchNorm = BATCH_NORM
     remat: bool = False
@@ -168,7 +180,7 @@ class EfficientNet(nn.Module):
         lite, stages = is_lite(self.variant), scaled_stages(self.variant)
         block = nn.remat(Block, static_argnums=2) if self.remat else Block
         rates = drop_path_rates(sum(stage.blocks for stage in stages), self.drop_path)
-        x, done, outputs = self._stem(images, train), 0, []
+        x, done, outputs, expansions = self._stem(images, train), 0, [], []
         for s, (stage, steps) in enumerate(zip(stages, self._plan(), strict=True)):
             drops = draw(self, rates[done : done + stage.blocks], train)
             done += stage.blocks
@@ -184,9 +196,19 @@ class EfficientNet(nn.Module):
                     self.dtype,
                 )
                 own = jax.tree.map(lambda v, b=b: v[b], drops)
-                x = block(*shape, name=f"stage{s}_{b}")(x, train, own)
+                x, expansion = block(*shape, name=f"stage{s}_{b}")(x, train, own)
+                if b == 0:
+                    expansions.append(expansion)
             outputs.append(x)
-        return {level: outputs[s] for level, s in LEVELS.items()}
+        if not self.expanded_levels:
+            return {level: outputs[s] for level, s in LEVELS.items()}
+        wide = [*expansions[1:], self._head(x, train)]
+        return {level: wide[s] for level, s in LEVELS.items()}
+
+    def _head(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w d"]:
+        x = Conv(head_channels(self.variant), 1, kernel_init=he_fan_out, dtype=self.dtype, name="head")(x)
+        x = batch_norm(train, self.bn, dtype=self.dtype, name="head_bn")(x)
+        return nn.relu6(x) if is_lite(self.variant) else nn.silu(x)
 
     def _stem(self, x: Float[Array, "b H W 3"], train: bool) -> Float[Array, "b h w c"]:
         lite = is_lite(self.variant)
@@ -218,6 +240,7 @@ def build(
     *,
     output_stride: int = 32,
     multi_grid: bool = False,
+    expanded_levels: bool = False,
     drop_path: float = 0.0,
     scan_blocks: bool = False,
     remat: bool = False,
@@ -226,7 +249,7 @@ def build(
 ) -> EfficientNet:
     """The network of a key of `SCALES`; EfficientNets have no multi-grid and are not scanned."""
     del multi_grid, scan_blocks
-    return EfficientNet(name, output_stride, drop_path, bn, remat, dtype)
+    return EfficientNet(name, output_stride, expanded_levels, drop_path, bn, remat, dtype)
 
 
 def entry(name: str) -> Backbone:

@@ -21,6 +21,7 @@ class _Names(NamedTuple):
     depthwise: LayerNames
     project: LayerNames
     squeeze: tuple[str, str]  # the two convolutions of squeeze-and-excitation
+    head: LayerNames  # of the classifier's 1x1 convolution
     first: dict[str, LayerNames]  # parts of blocks that do not expand, where they are named otherwise
     left_out: tuple[str, ...]  # beginnings of the classifier's names
     prefixes: tuple[str, ...] = ("",)
@@ -34,8 +35,9 @@ _NAMES = {
         depthwise=("conv_dw", "bn2"),
         project=("conv_pwl", "bn3"),
         squeeze=("se.conv_reduce", "se.conv_expand"),
+        head=("conv_head", "bn2"),
         first={"depthwise": ("conv_dw", "bn1"), "project": ("conv_pw", "bn2")},
-        left_out=("conv_head.", "bn2.", "classifier."),
+        left_out=("classifier.",),
     ),
     "transformers": _Names(
         stem=("embeddings.convolution", "embeddings.batchnorm"),
@@ -44,8 +46,9 @@ _NAMES = {
         depthwise=("depthwise_conv.depthwise_conv", "depthwise_conv.depthwise_norm"),
         project=("projection.project_conv", "projection.project_bn"),
         squeeze=("squeeze_excite.reduce", "squeeze_excite.expand"),
+        head=("encoder.top_conv", "encoder.top_bn"),
         first={},
-        left_out=("encoder.top_conv.", "encoder.top_bn.", "classifier."),
+        left_out=("classifier.",),
         prefixes=("efficientnet.", ""),
     ),
     "efficientnet_pytorch": _Names(
@@ -55,8 +58,9 @@ _NAMES = {
         depthwise=("_depthwise_conv", "_bn1"),
         project=("_project_conv", "_bn2"),
         squeeze=("_se_reduce", "_se_expand"),
+        head=("_conv_head", "_bn1"),
         first={},
-        left_out=("_conv_head.", "_bn1.", "_fc."),
+        left_out=("_fc.",),
     ),
 }
 
@@ -80,7 +84,7 @@ def _left_out(beginnings: tuple[str, ...], name: str) -> bool:
 
 
 def _targets(names: _Names, blocks: tuple[int, ...], lite: bool) -> dict[str, WeightTarget]:
-    table = _conv_and_norm("", names.stem, ("stem",))
+    table = _conv_and_norm("", names.stem, ("stem",)) | _conv_and_norm("", names.head, ("head",))
     places = [(s, b) for s, count in enumerate(blocks) for b in range(count)]
     for n, (s, b) in enumerate(places):
         source, here = names.block.format(s=s, b=b, n=n) + ".", f"stage{s}_{b}"

@@ -234,6 +234,7 @@ def build(
     *,
     output_stride: int = 32,
     multi_grid: bool = False,
+    expanded_levels: bool = False,
     drop_path: float = 0.0,
     scan_blocks: bool = False,
     remat: bool = False,
@@ -241,7 +242,7 @@ def build(
     dtype: Any = jnp.float32,
 ) -> ResNet:
     """The network of a key of `DEPTHS`; ResNets have no stochastic depth and are not scanned."""
-    del drop_path, scan_blocks
+    del expanded_levels, drop_path, scan_blocks
     return ResNet(name, output_stride, multi_grid, bn, remat, dtype)
 
 

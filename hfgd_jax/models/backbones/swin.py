@@ -266,6 +266,7 @@ def build(
     *,
     output_stride: int = 32,
     multi_grid: bool = False,
+    expanded_levels: bool = False,
     drop_path: float = 0.0,
     scan_blocks: bool = False,
     remat: bool = False,
@@ -273,7 +274,7 @@ def build(
     dtype: Any = jnp.float32,
 ) -> Swin:
     """The network of a key of `VARIANTS`; Swin has no dilation and no batch normalisation."""
-    del output_stride, multi_grid, bn
+    del output_stride, multi_grid, expanded_levels, bn
     return Swin(*VARIANTS[name], drop_path=drop_path, scan_blocks=scan_blocks, remat=remat, dtype=dtype)
 
 
