@@ -152,12 +152,14 @@ def initial_state(
     if found is not None:
         step, model, training = found
         return TrainState.of(model, training), f"resumed from the checkpoint of step {step}"
+    backbone = system.config.model.backbone
+    if backbone.weights:
+        weight_sources.locate(backbone.weights)  # what is not there is told before anything is compiled
     # Random numbers are drawn once: on a CPU, compiling the drawing well takes longer than drawing.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     init = jax.jit(make_init(system), out_shardings=shardings, compiler_options=quick)
     state = init(np.asarray(jax.random.PRNGKey(system.config.train.seed)))
-    backbone = system.config.model.backbone
     if not backbone.weights:
         return state, "random weights (config.model.backbone.weights is empty)"
     random = jax.device_get(sharding.local_copy(system.mesh, state.variables))

@@ -33,10 +33,6 @@ def read(name: epath.PathLike) -> dict[str, np.ndarray]:
         if not found:
             raise UserError(f"weights {path}: the folder holds none of {', '.join(IN_FOLDERS)}")
         path = found[0]
-    if not path.is_file():
-        raise UserError(
-            f"weights {path}: no such file; give a .safetensors or .pth file, or a name (docs/weights.md)"
-        )
     if path.name.endswith(".safetensors.index.json"):
         return _read_shards(path)
     if path.suffix == ".safetensors":

@@ -56,8 +56,7 @@ def locate(name: epath.PathLike, beside: Sequence[str] = ()) -> epath.Path:
         beside: further files of a repository, fetched into the same folder where it has them.
 
     Raises:
-        UserError: no such name, a package that is missing, or a repository that cannot be read. That a path
-            leads nowhere is for its reader to say.
+        UserError: no such name, no such path, a missing package, or a repository that cannot be read.
     """
     check(name)
     text = os.fspath(name)
@@ -65,7 +64,12 @@ def locate(name: epath.PathLike, beside: Sequence[str] = ()) -> epath.Path:
         return _in_package(text.removeprefix(PACKAGE))
     if text.startswith(HUB):
         return _in_hub(text, *_REPOSITORY.fullmatch(text.removeprefix(HUB)).groups(), beside)
-    return storage.place(name, "weights")
+    path = storage.place(name, "weights")
+    if not (path.is_file() or path.is_dir()):
+        raise UserError(
+            f"weights {path}: no such file; give a .safetensors or .pth file, or a name (docs/weights.md)"
+        )
+    return path
 
 
 def weight_map(index: epath.Path) -> dict[str, str]:
