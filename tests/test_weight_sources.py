@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import json
+import re
 import runpy
 import threading
 from pathlib import Path
@@ -63,6 +64,13 @@ def test_names_pass_a_configs_arguments_and_records(name):
     weight_sources.check(name)
     fields = records.changed_fields(json.loads(configuration.to_json(config)))
     assert fields["model.backbone.weights"] == name
+
+
+def test_the_pages_names_are_names():
+    names = re.findall(r"(?:pip|hf):[\w./@-]+", Path("docs/weights.md").read_text())
+    assert len(names) > 30
+    for name in set(names) - {"pip:NAME"}:
+        weight_sources.check(name)
 
 
 # -- packages --
