@@ -17,7 +17,8 @@ from hfgd_jax import system, weight_files, weight_sources
 from hfgd_jax.errors import UserError
 from hfgd_jax.tools import records
 
-COMMIT, OLD = "a" * 40, "b" * 40
+ROOT = Path(__file__).resolve().parent.parent
+COMMIT = "a" * 40
 W = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
 
@@ -59,7 +60,9 @@ def test_names_are_checked_before_a_model_is_built(name, says):
     "name", ["pip:efficientnet_lite0", "hf:timm/resnet50.a1_in1k@main", "hf:a/b@refs/pr/3"]
 )
 def test_names_pass_a_configs_arguments_and_records(name):
-    config = runpy.run_path("configs/folder.py")["get_config"](f"classes=3,weights={name},small")
+    config = runpy.run_path(str(ROOT / "configs" / "folder.py"))["get_config"](
+        f"classes=3,weights={name},small"
+    )
     assert config.model.backbone.weights == name
     weight_sources.check(name)
     fields = records.changed_fields(json.loads(configuration.to_json(config)))
@@ -67,7 +70,7 @@ def test_names_pass_a_configs_arguments_and_records(name):
 
 
 def test_the_pages_names_are_names():
-    names = re.findall(r"(?:pip|hf):[\w./@-]+", Path("docs/weights.md").read_text())
+    names = re.findall(r"(?:pip|hf):[\w./@-]+", (ROOT / "docs" / "weights.md").read_text())
     assert len(names) > 30
     for name in set(names) - {"pip:NAME"}:
         weight_sources.check(name)
