@@ -3,90 +3,18 @@
 Parameters and running statistics are float32 whatever the compute dtype.
 """
 
-import functools
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from hfgd_jax.models.convolutions import convolve, depthwise_convolve, pointwise_convolve
+
 he_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")  # before a ReLU
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 glorot_init = nn.initializers.glorot_uniform()  # the decoder, as in the public code (docs/readings.md)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], stride: int, dilation: int
-) -> Float[Array, "b H W d"]:
-    """A convolution with symmetric padding.
-
-    On a CPU its kernel's gradient is summed over small groups of images: XLA's convolution for it slows down
-    two- to fourfold once the positions it sums over outgrow the cache. On several (tests, pods on one
-    machine) it is not: each has few images, and groups would be cut across their borders.
-    """
-    pad = (kernel.shape[0] // 2) * dilation
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        ((pad, pad), (pad, pad)),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-def _convolve_forward(x: Array, kernel: Array, stride: int, dilation: int) -> tuple[Array, tuple]:
-    return convolve(x, kernel, stride, dilation), (x, kernel)
-
-
-def _convolve_backward(stride: int, dilation: int, saved: tuple, gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    plain = functools.partial(convolve.fun, stride=stride, dilation=dilation)
-
-    def kernel_gradient(x: Array, gradient: Array) -> Array:
-        return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(gradient)[0]
-
-    def by_groups(x: Array, gradient: Array) -> Array:
-        count = max(1, _GROUP_POSITIONS // math.prod(gradient.shape[1:3]))
-        groups = range(0, x.shape[0], count)
-        return sum(kernel_gradient(x[i : i + count], gradient[i : i + count]) for i in groups)
-
-    image_gradient = jax.linear_transpose(lambda x: plain(x, kernel), x)(gradient)[0]
-    if jax.device_count() > 1:
-        return image_gradient, kernel_gradient(x, gradient)
-    return image_gradient, lax.platform_dependent(x, gradient, cpu=by_groups, default=kernel_gradient)
-
-
-convolve.defvjp(_convolve_forward, _convolve_backward)
-_GROUP_POSITIONS = 2500  # of the output, in one group
-
-
-@jax.custom_vjp
-def pointwise_convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "c d"]) -> Float[Array, "b h w d"]:
-    """A 1x1 convolution, as a matrix product over the channels.
-
-    Its kernel's gradient is the product of x and the gradient, in this order: JAX's own is the other way
-    round, for which XLA transposes the gradient; on a CPU that takes longer than the product.
-    """
-    return jnp.dot(x, kernel)
-
-
-def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
-    return pointwise_convolve(x, kernel), (x, kernel)
-
-
-def _pointwise_backward(saved: tuple, gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    positions = tuple(range(x.ndim - 1))
-    return jnp.dot(gradient, kernel.T), lax.dot_general(x, gradient, ((positions, positions), ((), ())))
-
-
-pointwise_convolve.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 class Conv(nn.Module):
@@ -126,100 +54,6 @@ class Conv(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)
         return y
-
-
-def _depthwise_by_groups(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
-    pad = (kernel.shape[0] // 2) * dilation
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        ((pad, pad), (pad, pad)),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("stride", "dilation"))  # traced once for all layers of a shape
-def _depthwise_by_taps(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
-    (b, h, w, c), k = x.shape, kernel.shape[0]
-    height, width = (h - 1) // stride + 1, (w - 1) // stride + 1
-    padded, kernel = _padded_float32(x, k, dilation), kernel.astype(jnp.float32)
-    total = jnp.zeros((b, height, width, c), jnp.float32)
-    for i, j in ((i, j) for i in range(k) for j in range(k)):
-        top, left = i * dilation, j * dilation
-        ends = (b, top + (height - 1) * stride + 1, left + (width - 1) * stride + 1, c)
-        total += lax.slice(padded, (0, top, left, 0), ends, (1, stride, stride, 1)) * kernel[i, j, 0]
-    return total.astype(x.dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("size", "stride", "dilation"))
-def _depthwise_kernel_gradient_by_rows(
-    x: Array, gradient: Array, size: int, stride: int, dilation: int
-) -> Array:
-    b, height, width, c = gradient.shape
-    padded = _padded_float32(x, size, dilation)
-
-    def add_row(sums: tuple[Array, ...], i: Array) -> tuple[tuple[Array, ...], None]:
-        rows = lax.dynamic_slice_in_dim(padded, i * stride, (size - 1) * dilation + 1, 1)[:, ::dilation]
-        weight = lax.dynamic_slice_in_dim(gradient, i, 1, 1).astype(jnp.float32)
-        starts = (j * dilation for j in range(size))
-        columns = (rows[:, :, start : start + (width - 1) * stride + 1 : stride] for start in starts)
-        return tuple(s + column * weight for s, column in zip(sums, columns, strict=True)), None
-
-    zeros = (jnp.zeros((b, size, width, c), jnp.float32),) * size
-    sums = lax.scan(add_row, zeros, jnp.arange(height))[0]
-    return jnp.stack([s.sum((0, 2)) for s in sums], 1)[:, :, None].astype(x.dtype)
-
-
-def _padded_float32(x: Array, size: int, dilation: int) -> Array:
-    pad = (size // 2) * dilation
-    return jnp.pad(x.astype(jnp.float32), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise_convolve(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], stride: int, dilation: int
-) -> Float[Array, "b H W c"]:
-    """A convolution of each channel by itself, with symmetric padding.
-
-    On a CPU it is a sum of shifted products, and its kernel's gradient one of products of rows, both in
-    float32: for a 7x7 XLA's grouped convolutions are some ten times as slow there.
-    """
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_depthwise_by_taps, stride=stride, dilation=dilation),
-        default=functools.partial(_depthwise_by_groups, stride=stride, dilation=dilation),
-    )
-
-
-def _depthwise_forward(x: Array, kernel: Array, stride: int, dilation: int) -> tuple[Array, tuple]:
-    return depthwise_convolve(x, kernel, stride, dilation), (x, kernel)
-
-
-def _depthwise_backward(stride: int, dilation: int, saved: tuple, gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    steps = {"stride": stride, "dilation": dilation}
-
-    def transposed(convolution: Callable, x: Array) -> Callable[[Array], Array]:
-        plain = functools.partial(convolution, kernel=kernel, **steps)
-        return lambda gradient: jax.linear_transpose(plain, x)(gradient)[0]
-
-    def by_groups(x: Array, gradient: Array) -> Array:
-        plain = functools.partial(_depthwise_by_groups, x, **steps)
-        return jax.linear_transpose(plain, kernel)(gradient)[0]
-
-    by_rows = functools.partial(_depthwise_kernel_gradient_by_rows, size=kernel.shape[0], **steps)
-    kernel_gradient = lax.platform_dependent(x, gradient, cpu=by_rows, default=by_groups)
-    if stride == 1:
-        return depthwise_convolve(gradient, kernel[::-1, ::-1], 1, dilation), kernel_gradient
-    taps, groups = (transposed(convolution, x) for convolution in (_depthwise_by_taps, _depthwise_by_groups))
-    return lax.platform_dependent(gradient, cpu=taps, default=groups), kernel_gradient
-
-
-depthwise_convolve.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class DepthwiseConv(nn.Module):

@@ -10,8 +10,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from hfgd_jax.models.convolutions import convolve
 from hfgd_jax.models.deformable import DeformableConv, deformable_convolve
-from hfgd_jax.models.layers import convolve
 
 
 def naive(x, offsets, masks, kernel, stride, dilation):

@@ -7,8 +7,8 @@ import pytest
 
 from hfgd_jax import geometry as geo
 from hfgd_jax import macs
+from hfgd_jax.models.convolutions import convolve
 from hfgd_jax.models.deformable import deformable_convolve
-from hfgd_jax.models.layers import convolve
 from hfgd_jax.models.upsamplers import UPSAMPLERS
 from hfgd_jax.models.upsamplers.fapn import FeatureAlign, FeatureSelection
 
