@@ -131,9 +131,7 @@ def export_backbone(
     Raises:
         UserError: the backbone has no such naming.
     """
-    return export(
-        variables, _of_model(find_naming(backbone_name, naming), variables, "backbone"), root="backbone"
-    )
+    return export(variables, find_naming(backbone_name, naming), root="backbone")
 
 
 def find_naming(backbone_name: str, naming: str = "") -> Naming:
@@ -151,6 +149,8 @@ def find_naming(backbone_name: str, naming: str = "") -> Naming:
 def export(variables: Mapping[str, Any], naming: Naming, *, root: str = "") -> dict[str, np.ndarray]:
     """The tensors that `naming` has names for, in its layouts and with its first prefix.
 
+    What the variables' model does without (an EfficientNet's last convolution) is not among them.
+
     Args:
         variables: `params` and `batch_stats`.
         root: the group in each collection that the naming's paths lie in; empty for the whole.
@@ -159,7 +159,7 @@ def export(variables: Mapping[str, Any], naming: Naming, *, root: str = "") -> d
     prefix = naming.prefixes[0]
     return {
         prefix + name: to_file(target, np.asarray(flat[_place(target, root)], np.float32))
-        for name, target in naming.targets.items()
+        for name, target in _of_model(naming, variables, root).targets.items()
     }
 
 
@@ -238,8 +238,11 @@ def fill(
 
 @functools.cache
 def backbone_shapes(name: str) -> dict[str, Any]:
-    """Shapes of a backbone's variables, `{collection: {"backbone": tree}}`; nothing is computed."""
-    backbone = BACKBONES[name].build()
+    """Shapes of a backbone's variables, `{collection: {"backbone": tree}}`; nothing is computed.
+
+    With the last convolution of an EfficientNet, which its expanded levels need.
+    """
+    backbone = BACKBONES[name].build(expanded_levels=True)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x, train=False), images)
     return {collection: {"backbone": tree} for collection, tree in shapes.items()}
@@ -249,7 +252,6 @@ def identify(source: Mapping[str, np.ndarray]) -> tuple[str, str] | None:
     """The backbone and the naming that tensors fit in every name and shape, or None."""
     for name, backbone in BACKBONES.items():
         naming, prefix = _best_naming(backbone.namings(), source)
-        naming = _of_model(naming, backbone_shapes(name), "backbone")
         wanted = {prefix + key for key in naming.targets.keys() - naming.optional}
         if wanted <= source.keys() and not _problems(
             backbone_shapes(name), naming, prefix, source, "backbone", resize=True

@@ -159,7 +159,7 @@ def test_the_first_names_and_a_count_are_listed(source, tmp_path):
     ("name", "naming"),
     [
         (name, naming.name)
-        for name in ("resnet18", "convnext_a", "swin_t")
+        for name in ("resnet18", "convnext_a", "swin_t", "efficientnet_b0")
         for naming in BACKBONES[name].namings()
     ],
 )

@@ -77,7 +77,9 @@ def test_a_single_repetition_is_not_scanned():
     assert count("scan", stage, stage.init(jax.random.key(0), x), x) == 0
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("resnet18", 8), ("convnext_a", 12), ("swin_t", 12)])
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("resnet18", 8), ("convnext_a", 12), ("swin_t", 12), ("efficientnet_lite0", 16)]
+)
 def test_every_backbone_rematerialises_its_blocks(name, blocks):
     """With the same parameters; traced only."""
     image, gradients = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32), {}
