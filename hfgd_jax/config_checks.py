@@ -124,6 +124,11 @@ def _check_guidance(model: ConfigDict) -> None:
             "config.model.guidance.stop_gradient=False: needs guidance.tokens=True; "
             "an upsampler's own tokens are never frozen"
         )
+    if guidance.correction and not (guidance.tokens and guidance.signed in ("student", "both")):
+        raise UserError(
+            "config.model.guidance.correction=True: needs guidance.tokens=True and a signed student "
+            f"(guidance.signed={guidance.signed!r}); a correction may be negative"
+        )
     if guidance.tokens and guidance.probe:
         raise UserError(
             "config.model.guidance.probe=True: the guide branch (guidance.tokens=True) already is one; "

@@ -53,6 +53,7 @@ class Segmenter(nn.Module):
         context: f32 to `high`; None where nothing reads it.
         upsampler: the pyramid to the low feature.
         axial_attention: low feature to low feature; None for none.
+        correction: joins the low feature to the high-level one; None: the low feature stands alone.
         class_tokens: the classifier of the prediction, and of the guide branch where there is one.
         probe: the auxiliary FCN on f32, with its own head and classifier (reading: it measures the
             backbone's own feature, whatever the context); None for none.
@@ -72,6 +73,7 @@ class Segmenter(nn.Module):
     context: nn.Module | None
     upsampler: nn.Module
     axial_attention: nn.Module | None
+    correction: nn.Module | None
     class_tokens: nn.Module
     probe: nn.Module | None
     share_tokens: bool
@@ -108,9 +110,12 @@ class Segmenter(nn.Module):
 
         constrain = self.constrain if train and self.constrain and not self.is_initializing() else _as_it_is
         pyramid = {level: constrain(feature) for level, feature in pyramid.items()}
-        low = constrain(self.upsampler(stop_gradient(pyramid) if self.protect else pyramid, train))
+        seen = stop_gradient(pyramid) if self.protect else pyramid
+        low = constrain(self.upsampler(seen, train))
         if self.axial_attention is not None:
             low = constrain(self.axial_attention(low, train))
+        if self.correction is not None:
+            low = constrain(self.correction(low, seen[32]))
 
         tokens = self.class_tokens()
         frozen = self.share_tokens and self.freeze_tokens
