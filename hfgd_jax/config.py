@@ -112,7 +112,7 @@ def default() -> ConfigDict:
                 "protect": False,  # stop the upsampler's gradient at the backbone and context encoder
                 "signed": "student",  # the last layer before the tokens has no ReLU; or none, both
                 "axial_attention": False,
-                "correction": False,  # the student starts as its teacher and corrects it (not of the paper)
+                "residual": False,  # the student's feature is added to the teacher's (not of the paper)
                 "probe": False,  # auxiliary FCN on the high-level feature (paper, Sec. 5.1)
                 "probe_stop_gradient": False,
             },

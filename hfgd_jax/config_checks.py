@@ -124,10 +124,10 @@ def _check_guidance(model: ConfigDict) -> None:
             "config.model.guidance.stop_gradient=False: needs guidance.tokens=True; "
             "an upsampler's own tokens are never frozen"
         )
-    if guidance.correction and not (guidance.tokens and guidance.signed in ("student", "both")):
+    if guidance.residual and not guidance.tokens:
         raise UserError(
-            "config.model.guidance.correction=True: needs guidance.tokens=True and a signed student "
-            f"(guidance.signed={guidance.signed!r}); a correction may be negative"
+            "config.model.guidance.residual=True: needs guidance.tokens=True; without a guide branch there "
+            "is no teacher to add to"
         )
     if guidance.tokens and guidance.probe:
         raise UserError(

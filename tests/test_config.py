@@ -36,7 +36,7 @@ def test_a_method_leaves_nothing_of_the_one_before():
         ("model.backbone.name", "vgg", "config.model.backbone.name='vgg'"),
         ("model.output_stride", 3, "config.model.output_stride"),
         ("model.attention_heads", 7, "must divide config.model.channels=256"),
-        ("model.guidance.correction", True, "correction=True: needs guidance.tokens=True"),
+        ("model.guidance.residual", True, "residual=True: needs guidance.tokens=True"),
         ("model.guidance.stop_gradient", False, "stop_gradient=False: needs guidance.tokens=True"),
         ("data.crop", (513,), "config.data.crop=(513,): want two numbers"),
         ("data.crop", (5, 513), "config.data.crop height=5"),

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from hfgd_jax.models.attention import AxialAttention
 from hfgd_jax.models.backbones import BACKBONES, normalization
 from hfgd_jax.models.context import CONTEXTS
-from hfgd_jax.models.guidance import ClassTokens, Correction
+from hfgd_jax.models.guidance import ClassTokens
 from hfgd_jax.models.layers import BatchNorm
 from hfgd_jax.models.probe import Probe
 from hfgd_jax.models.segmenter import Outputs, Segmenter
@@ -95,13 +95,13 @@ def build_model(
         axial_attention=AxialAttention(m.channels, m.attention_heads, signed=signed["student"], **common)
         if guidance.axial_attention
         else None,
-        correction=Correction(m.geometry) if guidance.correction else None,
         class_tokens=ClassTokens(m.channels, num_classes),
         probe=Probe(m.channels, m.context_channels, num_classes, **common) if guidance.probe else None,
         share_tokens=guidance.tokens,
         freeze_tokens=guidance.stop_gradient,
         protect=guidance.protect,
         probe_stop_gradient=guidance.probe_stop_gradient,
+        residual=guidance.residual,
         geometry=m.geometry,
         mean=mean,
         std=std,

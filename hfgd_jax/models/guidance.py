@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hfgd_jax.geometry import Geometry, resize
 from hfgd_jax.models.layers import glorot_init
 
 
@@ -36,26 +35,6 @@ class ClassTokens(nn.Module):
     def __call__(self) -> Tokens:
         kernel = self.param("kernel", glorot_init, (self.channels, self.num_classes))
         return Tokens(kernel, self.param("bias", nn.initializers.zeros, (self.num_classes,)))
-
-
-class Correction(nn.Module):
-    """The student as a correction of its teacher: the high-level feature, resized, plus the scaled low one.
-
-    The scale is learnt, one a channel, and starts at zero: the student starts as its teacher, whose tokens
-    it borrows, and need not find again what the teacher knows already (docs/readings.md; not of the paper).
-
-    Attributes:
-        geometry: how the high-level feature is resized.
-    """
-
-    geometry: Geometry = "align_corners"
-
-    @nn.compact
-    def __call__(
-        self, low: Float[Array, "b h w c"], high: Float[Array, "b i j c"]
-    ) -> Float[Array, "b h w c"]:
-        scale = self.param("scale", nn.initializers.zeros, (low.shape[-1],)).astype(low.dtype)
-        return resize(high, low.shape[1:3], geometry=self.geometry).astype(low.dtype) + scale * low
 
 
 def classify(features: Float[Array, "b h w c"], tokens: Tokens) -> Float[Array, "b h w k"]:

@@ -15,7 +15,7 @@ from flax import struct
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, UInt8
 
-from hfgd_jax.geometry import Geometry, grid_size, pad_to
+from hfgd_jax.geometry import Geometry, grid_size, pad_to, resize
 from hfgd_jax.models.guidance import classify
 
 Branch = Literal["prediction", "guide", "probe"]
@@ -53,13 +53,14 @@ class Segmenter(nn.Module):
         context: f32 to `high`; None where nothing reads it.
         upsampler: the pyramid to the low feature.
         axial_attention: low feature to low feature; None for none.
-        correction: joins the low feature to the high-level one; None: the low feature stands alone.
         class_tokens: the classifier of the prediction, and of the guide branch where there is one.
         probe: the auxiliary FCN on f32, with its own head and classifier (reading: it measures the
             backbone's own feature, whatever the context); None for none.
         share_tokens: guidance: the guide branch trains the tokens, the upsampler borrows them.
         freeze_tokens: the upsampler's loss stops at borrowed tokens (False: paper, Sec. 5.2, 48.50).
         protect: the upsampler's loss stops at the pyramid.
+        residual: the student's feature is the high-level one, resized, and what the upsampler adds to it
+            (not of the paper, docs/readings.md).
         probe_stop_gradient: the probe's loss stops at the backbone.
         freeze_backbone: in training, the backbone runs as at inference (running statistics, no stochastic
             depth) and every loss stops at its features, so that nothing of it is differentiated.
@@ -73,7 +74,6 @@ class Segmenter(nn.Module):
     context: nn.Module | None
     upsampler: nn.Module
     axial_attention: nn.Module | None
-    correction: nn.Module | None
     class_tokens: nn.Module
     probe: nn.Module | None
     share_tokens: bool
@@ -85,6 +85,7 @@ class Segmenter(nn.Module):
     std: tuple[float, ...]
     constrain: Callable[[Array], Array] | None = None
     freeze_backbone: bool = False
+    residual: bool = False
 
     def __call__(
         self,
@@ -114,8 +115,8 @@ class Segmenter(nn.Module):
         low = constrain(self.upsampler(seen, train))
         if self.axial_attention is not None:
             low = constrain(self.axial_attention(low, train))
-        if self.correction is not None:
-            low = constrain(self.correction(low, seen[32]))
+        if self.residual:
+            low = constrain(low + resize(seen[32], low.shape[1:3], geometry=self.geometry))
 
         tokens = self.class_tokens()
         frozen = self.share_tokens and self.freeze_tokens

@@ -1,12 +1,10 @@
 """Where class tokens start, and that every class can win there (docs/readings.md)."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hfgd_jax.geometry import resize
-from hfgd_jax.models.guidance import ClassTokens, Correction
+from hfgd_jax.models.guidance import ClassTokens
 from hfgd_jax.tools.reachability import cosines, smallest_features
 
 
@@ -38,14 +36,3 @@ def test_signed_features_reach_classes_that_others_do_not():
     kernel[:, 1] = kernel[:, 0] - 0.5  # below class 0 in every channel
     assert np.isinf(smallest_features(kernel, np.zeros(4), signed=False)[1])
     assert np.isfinite(smallest_features(kernel, np.zeros(4), signed=True)).all()
-
-
-def test_a_correction_starts_as_the_resized_teacher_and_adds_the_scaled_student():
-    rng = np.random.default_rng(0)
-    low, high = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1, 5, 9, 4), (1, 2, 3, 4)))
-    module, resized = Correction(), np.asarray(resize(high, (5, 9), geometry="align_corners"))
-    start = module.init(jax.random.key(0), low, high)
-    np.testing.assert_array_equal(module.apply(start, low, high), resized)
-    later = {"params": {"scale": jnp.asarray([1.0, 0.0, -2.0, 0.5])}}
-    expected = resized + np.asarray([1.0, 0.0, -2.0, 0.5]) * np.asarray(low)
-    np.testing.assert_allclose(module.apply(later, low, high), expected, rtol=1e-6)

@@ -72,7 +72,7 @@ def check_reached(gradient, reached, loss, skip=()):
 @pytest.mark.parametrize("switches", list(combinations()), ids=lambda s: "-".join(map(str, s)))
 def test_losses_reach_what_they_should(switches, model_tools, light_backbone):
     upsampler, context, tokens, protect, axial, probe, stop = switches
-    correction = upsampler == "u_sfpn" and tokens  # one of the guided ones has it
+    residual = upsampler == "u_sfpn" and tokens  # one of the guided ones has it
     config = model_tools.config(
         context=context,
         upsampler=upsampler,
@@ -84,7 +84,7 @@ def test_losses_reach_what_they_should(switches, model_tools, light_backbone):
         guidance__tokens=tokens,
         guidance__protect=protect,
         guidance__axial_attention=axial,
-        guidance__correction=correction,
+        guidance__residual=residual,
         guidance__probe=probe,
         guidance__probe_stop_gradient=stop,
     )
@@ -103,7 +103,6 @@ def test_losses_reach_what_they_should(switches, model_tools, light_backbone):
     expected |= {"context"} if has_context else set()
     expected |= {"upsampler"} if upsampler != "none" else set()
     expected |= {"axial_attention"} if axial else set()
-    expected |= {"correction"} if correction else set()
     expected |= {"probe"} if probe else set()
     assert groups == expected
     has_car = context in ("sa_car", "cae")

@@ -174,3 +174,18 @@ def test_inference_of_the_other_branches(model_tools):
         )
         assert got.shape == (1, 3, 3, 5) and float(np.ptp(expected)) > 0
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_residual_student_adds_to_the_teachers_feature(model_tools, light_backbone):
+    """The prediction is the plain student's plus the guide's without its bias, resized (both are linear)."""
+    images = np.random.default_rng(0).integers(0, 256, (1, 65, 65, 3)).astype(np.uint8)
+    models = [
+        model_tools.build(model_tools.config("hfgd", guidance__residual=residual).model)
+        for residual in (False, True)
+    ]
+    variables = models[0][1]
+    plain, residual = (model.apply(variables, images, train=False).logits for model, _ in models)
+    guide = models[0][0].apply(variables, images, train=False, branch="guide").logits
+    guide = guide - variables["params"]["class_tokens"]["bias"]
+    resized = geo.resize(guide, plain.shape[1:3], geometry="align_corners")
+    np.testing.assert_allclose(residual, plain + resized, rtol=1e-4, atol=1e-4)
