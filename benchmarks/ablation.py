@@ -20,7 +20,7 @@ from hfgd_jax import cli
 from hfgd_jax.errors import UserError
 from hfgd_jax.tools import records
 
-METHODS = ("fcn", "sfpn", "sfpn_guidance", "sfpn_aa", "sfpn_hfgm", "u_sfpn_cae", "hfgd")
+METHODS = ("fcn", "sfpn", "sfpn_guidance", "sfpn_aa", "sfpn_hfgm", "u_sfpn_cae", "hfgd", "hfgd_residual")
 
 flags.DEFINE_string("config", None, "Config file, without arguments.", required=True)
 flags.DEFINE_string("arguments", "", "Its arguments but for method, joined by commas.")

@@ -73,6 +73,7 @@ METHODS |= {  # HFGM's parts (the paper's Table 3), and the whole
     "hfgd": METHODS["u_sfpn_cae"] | _GUIDANCE | _AXIAL_ATTENTION,
 }
 METHODS["hfgd_os2"] = METHODS["hfgd"] | {"output_stride": 2}
+METHODS["hfgd_residual"] = METHODS["hfgd"] | {"guidance.residual": True}  # ours (docs/readings.md)
 
 
 # What a run did whose saved config lacks a field, where that is not today's default.
