@@ -161,7 +161,7 @@ class EfficientNet(nn.Module):
         output_stride: 32, 16 or 8, of the last level.
         expanded_levels: see above.
         drop_path: stochastic depth's rate of the last block, in training; earlier ones rise linearly from
-            0. Above 0 training needs an rng `stochastic`.
+            0 (the authors' stop one block's step below it). Above 0 training needs an rng `stochastic`.
         bn: decay and epsilon of the batch normalisation.
         remat: the backward pass keeps a block's input alone, and computes the rest of it again.
         dtype: of the computation and the features.
