@@ -1,4 +1,9 @@
-"""Attention over positions: along the axes (spec 1.2) and over all of them (spec 1.4)."""
+"""Attention over positions: along the axes (spec 1.2) and over all of them (spec 1.4).
+
+Query and key start with the same kernel, as in the public code: a position then attends to those like it,
+itself first, and the output is the input smoothed among its own kind. Drawn apart they make a random map,
+which what follows must unlearn (docs/readings.md).
+"""
 
 import math
 from typing import Any
@@ -8,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hfgd_jax.models.layers import BatchNorm, Conv, ConvNormRelu
+from hfgd_jax.models.layers import BatchNorm, Conv, ConvNormRelu, glorot_init
 
 
 class AxialAttention(nn.Module):
@@ -42,9 +47,10 @@ class AxialAttention(nn.Module):
     def _along_width(self, x: Float[Array, "b h w c"], name: str, train: bool) -> Float[Array, "b h w c"]:
         """Every row of pixels attends within itself."""
         b, h, w, c = x.shape
+        shared = _same_each_time(self)
         query, key, value = (
-            _project(c, f"{name}_{part}", self.dtype)(x).reshape(b * h, w, self.heads, c // self.heads)
-            for part in ("query", "key", "value")
+            _project(c, f"{name}_{part}", self.dtype, init)(x).reshape(b * h, w, self.heads, c // self.heads)
+            for part, init in (("query", shared), ("key", shared), ("value", glorot_init))
         )
         attend = jax.checkpoint(jax.nn.dot_product_attention) if train else jax.nn.dot_product_attention
         return attend(query, key, value).reshape(b, h, w, c)
@@ -74,12 +80,13 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w v"]:
         b, h, w, _ = x.shape
+        shared = _same_each_time(self)
         query, key, value = (
-            _project(channels, name, self.dtype, self.bias)(x).reshape(b, h * w, channels)
-            for name, channels in (
-                ("query", self.query_channels),
-                ("key", self.query_channels),
-                ("value", self.value_channels),
+            _project(channels, name, self.dtype, init, self.bias)(x).reshape(b, h * w, channels)
+            for name, channels, init in (
+                ("query", self.query_channels, shared),
+                ("key", self.query_channels, shared),
+                ("value", self.value_channels, glorot_init),
             )
         )
         logits = jnp.einsum("btc,bsc->bts", query, key, preferred_element_type=jnp.float32)
@@ -89,6 +96,16 @@ class SelfAttention(nn.Module):
         return jnp.einsum("bts,bsc->btc", weights, value).reshape(b, h, w, self.value_channels)
 
 
-def _project(channels: int, name: str, dtype: Any, bias: bool = False) -> Conv:
+def _same_each_time(module: nn.Module) -> nn.initializers.Initializer:
+    """An initialiser that gives every layer of one shape the same kernel."""
+    if not module.is_initializing():
+        return glorot_init
+    key = module.make_rng("params")
+    return lambda _, shape, dtype: glorot_init(key, shape, dtype)
+
+
+def _project(
+    channels: int, name: str, dtype: Any, init: nn.initializers.Initializer, bias: bool = False
+) -> Conv:
     """A 1x1 projection."""
-    return Conv(channels, 1, use_bias=bias, dtype=dtype, name=name)
+    return Conv(channels, 1, use_bias=bias, kernel_init=init, dtype=dtype, name=name)

@@ -8,7 +8,7 @@ A record is a dictionary of
 - `training`: `seconds` (None where unknown), and what they are `from`;
 - `date`: UTC, of the last evaluation;
 - `command`: what trained it, where that was told;
-- `recording`: `commit`, `cores`, `cpu`, `memory_gib`, `jax`, `hfgd_jax`. A workdir does not hold these: they
+- `recording`: `commit`, `devices`, `cores`, `cpu`, `memory_gib`, `jax`, `hfgd_jax`. A workdir does not hold these: they
   are those of the machine and the checkout that wrote the record.
 """
 
@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from etils import epath
 from flax.traverse_util import flatten_dict
 
@@ -176,6 +177,7 @@ def recording(checkout: Path | None = None) -> dict[str, Any]:
     package = _PACKAGE if checkout is None else checkout / _PACKAGE.name
     return {
         "commit": commit(package),
+        "devices": _devices(),
         "cores": os.cpu_count(),
         "cpu": _cpu(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -199,6 +201,15 @@ def commit(package: Path) -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _devices() -> str | None:
+    """Number and kind of JAX's devices; None where there are none to be had (another process holds them)."""
+    try:
+        devices = jax.devices()
+    except RuntimeError:
+        return None
+    return f"{len(devices)} x {devices[0].device_kind}"
 
 
 def _cpu() -> str:

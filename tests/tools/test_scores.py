@@ -187,6 +187,7 @@ def test_a_run_becomes_a_record(tmp_path):
     assert path == str(tmp_path / "out" / "hfgd_os2_seed7.json") and "/home" not in Path(path).read_text()
     (read,) = records.read(tmp_path / "out")
     assert read["command"] == "train --seed=7" and read["recording"]["cores"] >= 1
+    assert read["recording"]["devices"].endswith(" x cpu")
     assert {key: read[key] for key in records.FIELDS} == json.loads(json.dumps(found))
 
 
