@@ -261,7 +261,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     configuration.set_backbone(config, row.backbone)
     config.model.backbone.weights = args.weights
     config.model.update_from_flattened_dict({**row.upsampler, "context": row.context, **row.hfgm})
-    config.model.context_attention_bias = True  # as the public code has it
+    config.model.update({"context_attention_bias": True, "attention_start": 1.0})  # as the public code has it
     config.loss.divisor = "all"  # so is this, and the next
     if row.backbone == CONVNEXT:
         config.model.backbone.drop_path = 0.3

@@ -60,6 +60,7 @@ def validate(config: ConfigDict) -> None:
             f"config.model.channels={model.channels}: upsampler='fapn' has 8 deformable groups; "
             "want a multiple of 8"
         )
+    _in_range("config.model.attention_start", model.attention_start, 0.0, 1.0)
     _in_range("config.model.batch_norm_decay", model.batch_norm_decay, 0.0, 1.0)
     _in_range("config.model.batch_norm_epsilon", model.batch_norm_epsilon, 0.0, 1.0)
     _check_data(data)

@@ -68,6 +68,7 @@ def build_model(
             geometry=m.geometry,
             scale_attention=m.scale_context_attention,
             attention_bias=m.context_attention_bias,
+            attention_start=m.attention_start,
             signed=signed["teacher"],
             **common,
         )
@@ -92,7 +93,9 @@ def build_model(
             signed=signed["student"] and not guidance.axial_attention,
             **common,
         ),
-        axial_attention=AxialAttention(m.channels, m.attention_heads, signed=signed["student"], **common)
+        axial_attention=AxialAttention(
+            m.channels, m.attention_heads, signed=signed["student"], start=m.attention_start, **common
+        )
         if guidance.axial_attention
         else None,
         class_tokens=ClassTokens(m.channels, num_classes),

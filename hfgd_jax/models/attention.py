@@ -1,8 +1,7 @@
 """Attention over positions: along the axes (spec 1.2) and over all of them (spec 1.4).
 
-Query and key start with the same kernel, as in the public code: a position then attends to those like it,
-itself first, and the output is the input smoothed among its own kind. Drawn apart they make a random map,
-which what follows must unlearn (docs/readings.md).
+Query and key start with the same kernel, as in the public code. The value's kernel starts Glorot-uniform
+times `config.model.attention_start`: at first, attention adds little (docs/readings.md).
 """
 
 import math
@@ -29,6 +28,7 @@ class AxialAttention(nn.Module):
         bn: decay and epsilon of the batch normalisation.
         dtype: of the computation and the result.
         signed: no ReLU follows, as in the public code (docs/readings.md).
+        start: the value's kernel starts Glorot-uniform times this.
     """
 
     channels: int = 256
@@ -36,6 +36,7 @@ class AxialAttention(nn.Module):
     bn: BatchNorm = BatchNorm()
     dtype: Any = jnp.float32
     signed: bool = True
+    start: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
@@ -50,7 +51,7 @@ class AxialAttention(nn.Module):
         shared = _same_each_time(self)
         query, key, value = (
             _project(c, f"{name}_{part}", self.dtype, init)(x).reshape(b * h, w, self.heads, c // self.heads)
-            for part, init in (("query", shared), ("key", shared), ("value", glorot_init))
+            for part, init in (("query", shared), ("key", shared), ("value", _times(self.start)))
         )
         attend = jax.checkpoint(jax.nn.dot_product_attention) if train else jax.nn.dot_product_attention
         return attend(query, key, value).reshape(b, h, w, c)
@@ -69,6 +70,7 @@ class SelfAttention(nn.Module):
         bias: query, key and value have biases, as in the public code. A key's changes nothing, as the
             softmax cancels it; a query's does.
         dtype: of the computation and the result.
+        start: the value's kernel starts Glorot-uniform times this.
     """
 
     query_channels: int = 64
@@ -76,6 +78,7 @@ class SelfAttention(nn.Module):
     scale: bool = False
     bias: bool = False
     dtype: Any = jnp.float32
+    start: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w v"]:
@@ -86,7 +89,7 @@ class SelfAttention(nn.Module):
             for name, channels, init in (
                 ("query", self.query_channels, shared),
                 ("key", self.query_channels, shared),
-                ("value", self.value_channels, glorot_init),
+                ("value", self.value_channels, _times(self.start)),
             )
         )
         logits = jnp.einsum("btc,bsc->bts", query, key, preferred_element_type=jnp.float32)
@@ -94,6 +97,10 @@ class SelfAttention(nn.Module):
             logits = logits / math.sqrt(self.query_channels)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         return jnp.einsum("bts,bsc->btc", weights, value).reshape(b, h, w, self.value_channels)
+
+
+def _times(factor: float) -> nn.initializers.Initializer:
+    return lambda key, shape, dtype: factor * glorot_init(key, shape, dtype)
 
 
 def _same_each_time(module: nn.Module) -> nn.initializers.Initializer:

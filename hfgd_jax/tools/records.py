@@ -8,8 +8,8 @@ A record is a dictionary of
 - `training`: `seconds` (None where unknown), and what they are `from`;
 - `date`: UTC, of the last evaluation;
 - `command`: what trained it, where that was told;
-- `recording`: `commit`, `devices`, `cores`, `cpu`, `memory_gib`, `jax`, `hfgd_jax`. A workdir does not hold these: they
-  are those of the machine and the checkout that wrote the record.
+- `recording`: `commit`, `devices`, `cores`, `cpu`, `memory_gib`, `jax`, `hfgd_jax`. A workdir does not hold
+  these: they are those of the machine and the checkout that wrote the record.
 """
 
 import datetime

@@ -71,7 +71,7 @@ def test_self_attention_equals_naive(scale, bias, model_tools):
     np.testing.assert_allclose(y, expected.reshape(2, 3, 4, 10), atol=1e-5)
 
 
-def test_query_and_key_start_equal_and_no_two_axes_do():
+def test_query_and_key_start_equal_and_values_small():
     x = np.zeros((1, 3, 4, 8), np.float32)
     axial = AxialAttention(8, 2).init(jax.random.key(0), x, False)["params"]
     whole = SelfAttention(4, 10).init(jax.random.key(0), x)["params"]
@@ -79,6 +79,8 @@ def test_query_and_key_start_equal_and_no_two_axes_do():
         np.testing.assert_array_equal(params[f"{prefix}query"]["kernel"], params[f"{prefix}key"]["kernel"])
     assert np.any(axial["height_query"]["kernel"] != axial["width_query"]["kernel"])
     assert np.any(axial["height_query"]["kernel"] != axial["height_value"]["kernel"])
+    small = AxialAttention(8, 2, start=0.25).init(jax.random.key(0), x, False)["params"]
+    np.testing.assert_allclose(small["width_value"]["kernel"], 0.25 * axial["width_value"]["kernel"])
 
 
 def test_softmax_is_float32_in_bfloat16(axial):

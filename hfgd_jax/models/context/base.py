@@ -37,6 +37,7 @@ class ContextEncoder(nn.Module):
         geometry: how maps are resized.
         scale_attention: divide self-attention's logits by sqrt(query_channels).
         attention_bias: self-attention's query, key and value have biases.
+        attention_start: self-attention's value kernel starts Glorot-uniform times this.
         bn: decay and epsilon of the batch normalisation.
         dtype: of the computation.
         signed: the high-level feature ends without a ReLU.
@@ -51,6 +52,7 @@ class ContextEncoder(nn.Module):
     geometry: Geometry = "align_corners"
     scale_attention: bool = False
     attention_bias: bool = False
+    attention_start: float = 1.0
     bn: BatchNorm = BatchNorm()
     dtype: Any = jnp.float32
     signed: bool = False

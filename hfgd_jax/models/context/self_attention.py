@@ -33,6 +33,7 @@ def attend_and_project(
         encoder.scale_attention,
         encoder.attention_bias,
         encoder.dtype,
+        encoder.attention_start,
         name="attention",
         parent=encoder,
     )(x)
