@@ -261,8 +261,11 @@ def get_config(arguments: str = "") -> ConfigDict:
     configuration.set_backbone(config, row.backbone)
     config.model.backbone.weights = args.weights
     config.model.update_from_flattened_dict({**row.upsampler, "context": row.context, **row.hfgm})
-    config.model.update({"context_attention_bias": True, "attention_start": 1.0})  # as the public code has it
-    config.loss.divisor = "all"  # so is this, and the next
+    # As the public code has them, like the divisor and the rate below.
+    config.model.update(
+        {"context_attention_bias": True, "attention_start": 1.0, "attention_equal_start": True}
+    )
+    config.loss.divisor = "all"
     if row.backbone == CONVNEXT:
         config.model.backbone.drop_path = 0.3
     config.eval.branch = "probe" if config.model.guidance.probe else "prediction"

@@ -69,6 +69,7 @@ def build_model(
             scale_attention=m.scale_context_attention,
             attention_bias=m.context_attention_bias,
             attention_start=m.attention_start,
+            attention_equal_start=m.attention_equal_start,
             signed=signed["teacher"],
             **common,
         )
@@ -94,7 +95,12 @@ def build_model(
             **common,
         ),
         axial_attention=AxialAttention(
-            m.channels, m.attention_heads, signed=signed["student"], start=m.attention_start, **common
+            m.channels,
+            m.attention_heads,
+            signed=signed["student"],
+            start=m.attention_start,
+            equal_start=m.attention_equal_start,
+            **common,
         )
         if guidance.axial_attention
         else None,

@@ -1,7 +1,7 @@
 """Attention over positions: along the axes (spec 1.2) and over all of them (spec 1.4).
 
-Query and key start with the same kernel, as in the public code. The value's kernel starts Glorot-uniform
-times `config.model.attention_start`: at first, attention adds little (docs/readings.md).
+The value's kernel starts Glorot-uniform times `config.model.attention_start`, so that at first attention
+adds little; query and key may start with the same kernel (docs/readings.md).
 """
 
 import math
@@ -29,6 +29,7 @@ class AxialAttention(nn.Module):
         dtype: of the computation and the result.
         signed: no ReLU follows, as in the public code (docs/readings.md).
         start: the value's kernel starts Glorot-uniform times this.
+        equal_start: query and key start with the same kernel, as in the public code.
     """
 
     channels: int = 256
@@ -37,6 +38,7 @@ class AxialAttention(nn.Module):
     dtype: Any = jnp.float32
     signed: bool = True
     start: float = 1.0
+    equal_start: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
@@ -48,10 +50,10 @@ class AxialAttention(nn.Module):
     def _along_width(self, x: Float[Array, "b h w c"], name: str, train: bool) -> Float[Array, "b h w c"]:
         """Every row of pixels attends within itself."""
         b, h, w, c = x.shape
-        shared = _same_each_time(self)
+        init = _same_each_time(self) if self.equal_start else glorot_init
         query, key, value = (
-            _project(c, f"{name}_{part}", self.dtype, init)(x).reshape(b * h, w, self.heads, c // self.heads)
-            for part, init in (("query", shared), ("key", shared), ("value", _times(self.start)))
+            _project(c, f"{name}_{part}", self.dtype, start)(x).reshape(b * h, w, self.heads, c // self.heads)
+            for part, start in (("query", init), ("key", init), ("value", _times(self.start)))
         )
         attend = jax.checkpoint(jax.nn.dot_product_attention) if train else jax.nn.dot_product_attention
         return attend(query, key, value).reshape(b, h, w, c)
@@ -71,6 +73,7 @@ class SelfAttention(nn.Module):
             softmax cancels it; a query's does.
         dtype: of the computation and the result.
         start: the value's kernel starts Glorot-uniform times this.
+        equal_start: query and key start with the same kernel, as in the public code.
     """
 
     query_channels: int = 64
@@ -79,16 +82,17 @@ class SelfAttention(nn.Module):
     bias: bool = False
     dtype: Any = jnp.float32
     start: float = 1.0
+    equal_start: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w v"]:
         b, h, w, _ = x.shape
-        shared = _same_each_time(self)
+        init = _same_each_time(self) if self.equal_start else glorot_init
         query, key, value = (
-            _project(channels, name, self.dtype, init, self.bias)(x).reshape(b, h * w, channels)
-            for name, channels, init in (
-                ("query", self.query_channels, shared),
-                ("key", self.query_channels, shared),
+            _project(channels, name, self.dtype, start, self.bias)(x).reshape(b, h * w, channels)
+            for name, channels, start in (
+                ("query", self.query_channels, init),
+                ("key", self.query_channels, init),
                 ("value", self.value_channels, _times(self.start)),
             )
         )

@@ -71,15 +71,15 @@ def test_self_attention_equals_naive(scale, bias, model_tools):
     np.testing.assert_allclose(y, expected.reshape(2, 3, 4, 10), atol=1e-5)
 
 
-def test_query_and_key_start_equal_and_values_small():
+def test_query_and_key_may_start_equal_and_values_small():
     x = np.zeros((1, 3, 4, 8), np.float32)
-    axial = AxialAttention(8, 2).init(jax.random.key(0), x, False)["params"]
-    whole = SelfAttention(4, 10).init(jax.random.key(0), x)["params"]
+    axial = AxialAttention(8, 2, equal_start=True).init(jax.random.key(0), x, False)["params"]
+    whole = SelfAttention(4, 10, equal_start=True).init(jax.random.key(0), x)["params"]
     for params, prefix in ((axial, "height_"), (axial, "width_"), (whole, "")):
         np.testing.assert_array_equal(params[f"{prefix}query"]["kernel"], params[f"{prefix}key"]["kernel"])
     assert np.any(axial["height_query"]["kernel"] != axial["width_query"]["kernel"])
     assert np.any(axial["height_query"]["kernel"] != axial["height_value"]["kernel"])
-    small = AxialAttention(8, 2, start=0.25).init(jax.random.key(0), x, False)["params"]
+    small = AxialAttention(8, 2, start=0.25, equal_start=True).init(jax.random.key(0), x, False)["params"]
     np.testing.assert_allclose(small["width_value"]["kernel"], 0.25 * axial["width_value"]["kernel"])
 
 

@@ -38,6 +38,7 @@ class ContextEncoder(nn.Module):
         scale_attention: divide self-attention's logits by sqrt(query_channels).
         attention_bias: self-attention's query, key and value have biases.
         attention_start: self-attention's value kernel starts Glorot-uniform times this.
+        attention_equal_start: self-attention's query and key start with the same kernel.
         bn: decay and epsilon of the batch normalisation.
         dtype: of the computation.
         signed: the high-level feature ends without a ReLU.
@@ -53,6 +54,7 @@ class ContextEncoder(nn.Module):
     scale_attention: bool = False
     attention_bias: bool = False
     attention_start: float = 1.0
+    attention_equal_start: bool = False
     bn: BatchNorm = BatchNorm()
     dtype: Any = jnp.float32
     signed: bool = False

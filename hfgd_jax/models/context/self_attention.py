@@ -34,6 +34,7 @@ def attend_and_project(
         encoder.attention_bias,
         encoder.dtype,
         encoder.attention_start,
+        encoder.attention_equal_start,
         name="attention",
         parent=encoder,
     )(x)
