@@ -106,8 +106,8 @@ def default() -> ConfigDict:
             "wide_channels": 2048,  # the CAE's wide linear layer
             "scale_context_attention": False,  # reading: SA and CAE logits are not divided by sqrt(d)
             "context_attention_bias": False,  # SA and CAE: query, key and value with biases (public code)
-            "attention_start": 0.1,  # the attentions' value kernels start Glorot-uniform times this
-            "attention_equal_start": False,  # query and key start with the same kernel (public code)
+            "attention_start": 0.1,  # axial attention's value kernels start Glorot-uniform times this
+            "attention_equal_start": False,  # of all: query and key start with the same kernel (public code)
             "attention_heads": 4,  # reading: heads of the axial attention
             "guidance": {
                 "tokens": False,  # share the class tokens with the guide branch, which trains them

@@ -68,7 +68,6 @@ def build_model(
             geometry=m.geometry,
             scale_attention=m.scale_context_attention,
             attention_bias=m.context_attention_bias,
-            attention_start=m.attention_start,
             attention_equal_start=m.attention_equal_start,
             signed=signed["teacher"],
             **common,

@@ -1,7 +1,6 @@
 """Attention over positions: along the axes (spec 1.2) and over all of them (spec 1.4).
 
-The value's kernel starts Glorot-uniform times `config.model.attention_start`, so that at first attention
-adds little; query and key may start with the same kernel (docs/readings.md).
+Query and key may start with the same kernel, as in the public code (docs/readings.md).
 """
 
 import math
@@ -28,7 +27,7 @@ class AxialAttention(nn.Module):
         bn: decay and epsilon of the batch normalisation.
         dtype: of the computation and the result.
         signed: no ReLU follows, as in the public code (docs/readings.md).
-        start: the value's kernel starts Glorot-uniform times this.
+        start: the value kernels start Glorot-uniform times this: at first, attention adds little.
         equal_start: query and key start with the same kernel, as in the public code.
     """
 
@@ -51,9 +50,10 @@ class AxialAttention(nn.Module):
         """Every row of pixels attends within itself."""
         b, h, w, c = x.shape
         init = _same_each_time(self) if self.equal_start else glorot_init
+        small = lambda *arguments: self.start * glorot_init(*arguments)  # noqa: E731
         query, key, value = (
             _project(c, f"{name}_{part}", self.dtype, start)(x).reshape(b * h, w, self.heads, c // self.heads)
-            for part, start in (("query", init), ("key", init), ("value", _times(self.start)))
+            for part, start in (("query", init), ("key", init), ("value", small))
         )
         attend = jax.checkpoint(jax.nn.dot_product_attention) if train else jax.nn.dot_product_attention
         return attend(query, key, value).reshape(b, h, w, c)
@@ -72,7 +72,6 @@ class SelfAttention(nn.Module):
         bias: query, key and value have biases, as in the public code. A key's changes nothing, as the
             softmax cancels it; a query's does.
         dtype: of the computation and the result.
-        start: the value's kernel starts Glorot-uniform times this.
         equal_start: query and key start with the same kernel, as in the public code.
     """
 
@@ -81,7 +80,6 @@ class SelfAttention(nn.Module):
     scale: bool = False
     bias: bool = False
     dtype: Any = jnp.float32
-    start: float = 1.0
     equal_start: bool = False
 
     @nn.compact
@@ -93,7 +91,7 @@ class SelfAttention(nn.Module):
             for name, channels, start in (
                 ("query", self.query_channels, init),
                 ("key", self.query_channels, init),
-                ("value", self.value_channels, _times(self.start)),
+                ("value", self.value_channels, glorot_init),
             )
         )
         logits = jnp.einsum("btc,bsc->bts", query, key, preferred_element_type=jnp.float32)
@@ -101,10 +99,6 @@ class SelfAttention(nn.Module):
             logits = logits / math.sqrt(self.query_channels)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         return jnp.einsum("bts,bsc->btc", weights, value).reshape(b, h, w, self.value_channels)
-
-
-def _times(factor: float) -> nn.initializers.Initializer:
-    return lambda key, shape, dtype: factor * glorot_init(key, shape, dtype)
 
 
 def _same_each_time(module: nn.Module) -> nn.initializers.Initializer:

@@ -37,7 +37,6 @@ class ContextEncoder(nn.Module):
         geometry: how maps are resized.
         scale_attention: divide self-attention's logits by sqrt(query_channels).
         attention_bias: self-attention's query, key and value have biases.
-        attention_start: self-attention's value kernel starts Glorot-uniform times this.
         attention_equal_start: self-attention's query and key start with the same kernel.
         bn: decay and epsilon of the batch normalisation.
         dtype: of the computation.
@@ -53,7 +52,6 @@ class ContextEncoder(nn.Module):
     geometry: Geometry = "align_corners"
     scale_attention: bool = False
     attention_bias: bool = False
-    attention_start: float = 1.0
     attention_equal_start: bool = False
     bn: BatchNorm = BatchNorm()
     dtype: Any = jnp.float32

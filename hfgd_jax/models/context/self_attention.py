@@ -33,7 +33,6 @@ def attend_and_project(
         encoder.scale_attention,
         encoder.attention_bias,
         encoder.dtype,
-        encoder.attention_start,
         encoder.attention_equal_start,
         name="attention",
         parent=encoder,
