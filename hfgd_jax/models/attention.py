@@ -50,7 +50,7 @@ class AxialAttention(nn.Module):
         """Every row of pixels attends within itself."""
         b, h, w, c = x.shape
         init = _same_each_time(self) if self.equal_start else glorot_init
-        small = lambda *arguments: self.start * glorot_init(*arguments)  # noqa: E731
+        small = nn.initializers.variance_scaling(self.start**2, "fan_avg", "uniform")
         query, key, value = (
             _project(c, f"{name}_{part}", self.dtype, start)(x).reshape(b * h, w, self.heads, c // self.heads)
             for part, start in (("query", init), ("key", init), ("value", small))
