@@ -20,9 +20,9 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.model.batch_norm_decay = 0.95
     config.data.crop = (129, 161)
     config.data.update({"scale_range": (0.75, 1.25), "photometric": "plain"})
-    config.optim.update({"learning_rate": 2e-3, "warmup_steps": 30})
-    config.train.update({"steps": 400, "batch_size": 8, "dtype": "float32"})
-    config.eval.every = 200
+    config.optim.update({"learning_rate": 4e-3, "warmup_steps": 30})
+    config.train.update({"steps": 300, "batch_size": 8, "dtype": "float32"})
+    config.eval.every = 150
     config.checkpoint.every = 100
     if args.tiny:
         configuration.set_tiny(config)
