@@ -25,12 +25,12 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.model.batch_norm_decay = 0.98
     config.optim.update({"learning_rate": 1e-3, "warmup_steps": 50})
     config.data.update({"photometric": "plain", "scale_range": (0.5, 1.25)})
-    config.eval.every = 750
-    config.checkpoint.every = 250
+    config.eval.every = 400
+    config.checkpoint.every = 200
     if not args.full:
         config.model.channels = 96
         config.data.update({"input_scale": 0.75, "crop": (161, 193)})
-        config.train.update({"steps": 1500, "dtype": "float32"})
+        config.train.update({"steps": 1200, "dtype": "float32"})
     if args.tiny:
         configuration.set_tiny(config)
     return config

@@ -26,10 +26,10 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.model.batch_norm_decay = 0.98
     config.data.update({"dataset": "folder", "num_classes": 21, "crop": (161, 225)})
     config.data.update({"photometric": "plain", "scale_range": (0.5, 1.5)})
-    config.train.update({"steps": 500, "batch_size": 8, "dtype": "float32"})
+    config.train.update({"steps": 800, "batch_size": 8, "dtype": "float32"})
     config.optim.update({"learning_rate": 1e-3, "warmup_steps": 50})
-    config.eval.every = 250
-    config.checkpoint.every = 250
+    config.eval.every = 400
+    config.checkpoint.every = 200
     if args.tiny:
         configuration.set_tiny(config)
     return config
