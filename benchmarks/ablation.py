@@ -27,7 +27,7 @@ flags.DEFINE_string("arguments", "", "Its arguments but for method, joined by co
 flags.DEFINE_string("data_dir", "data", "Where the data set is prepared.")
 flags.DEFINE_string("runs", None, "Folder of the runs; each has one of its own in it.", required=True)
 flags.DEFINE_string("records", None, "Folder of the records.", required=True)
-flags.DEFINE_list("methods", METHODS, "Rows, of config.METHODS.")
+flags.DEFINE_list("methods", list(METHODS), "Rows, of config.METHODS.")
 flags.DEFINE_list("seeds", ["0"], "Seeds of each row.")
 flags.DEFINE_multi_string("override", [], "FIELD=VALUE of the config, for every run.")
 
