@@ -18,16 +18,15 @@ from absl import flags
 
 from hfgd_jax import cli
 from hfgd_jax.errors import UserError
-from hfgd_jax.tools import records
 
-METHODS = ("fcn", "sfpn", "sfpn_guidance", "sfpn_aa", "sfpn_hfgm", "u_sfpn_cae", "hfgd", "hfgd_residual")
+METHODS = ["fcn", "sfpn", "sfpn_guidance", "sfpn_aa", "sfpn_hfgm", "u_sfpn_cae", "hfgd", "hfgd_residual"]
 
 flags.DEFINE_string("config", None, "Config file, without arguments.", required=True)
 flags.DEFINE_string("arguments", "", "Its arguments but for method, joined by commas.")
 flags.DEFINE_string("data_dir", "data", "Where the data set is prepared.")
 flags.DEFINE_string("runs", None, "Folder of the runs; each has one of its own in it.", required=True)
 flags.DEFINE_string("records", None, "Folder of the records.", required=True)
-flags.DEFINE_list("methods", list(METHODS), "Rows, of config.METHODS.")
+flags.DEFINE_list("methods", METHODS, "Rows, of config.METHODS.")
 flags.DEFINE_list("seeds", ["0"], "Seeds of each row.")
 flags.DEFINE_multi_string("override", [], "FIELD=VALUE of the config, for every run.")
 
@@ -51,8 +50,11 @@ def train(method: str, seed: str) -> None:
     if ended.returncode:
         raise UserError(f"{name}: the training ended with code {ended.returncode}")
     shown = ["python", "-m", "hfgd_jax.main", *config]
-    record = records.of_run(workdir) | {"command": " ".join(shown), "recording": records.recording()}
-    print(records.write(record, values.records, overwrite=False))
+    # Also a process of its own: this one must never hold the accelerator that the next run needs.
+    record = [sys.executable, "-m", "hfgd_jax.tools.scores", f"--workdirs={workdir}"]
+    record += [f"--record={values.records}", f"--command={' '.join(shown)}"]
+    if subprocess.run(record, check=False).returncode:
+        raise UserError(f"{name}: trained, but not recorded")
 
 
 def main(_: Sequence[str]) -> int:

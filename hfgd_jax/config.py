@@ -77,7 +77,7 @@ METHODS["hfgd_residual"] = METHODS["hfgd"] | {"guidance.residual": True}  # ours
 
 
 # What a run did whose saved config lacks a field, where that is not today's default.
-BEFORE = {"model.guidance.signed": "none"}
+BEFORE = {"model.guidance.signed": "none", "model.attention_start": 1.0}
 
 
 def default() -> ConfigDict:
