@@ -16,8 +16,8 @@ from pathlib import Path
 
 from absl import flags
 
-from hfgd_jax import cli
 from hfgd_jax.errors import UserError
+from hfgd_jax.runtime import shell
 
 METHODS = ["fcn", "sfpn", "sfpn_guidance", "sfpn_aa", "sfpn_hfgm", "u_sfpn_cae", "hfgd", "hfgd_residual"]
 
@@ -66,4 +66,4 @@ def main(_: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

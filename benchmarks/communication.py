@@ -20,9 +20,10 @@ import report
 from absl import flags
 from ml_collections import config_flags
 
-from hfgd_jax import cli, train
-from hfgd_jax.system import build
+from hfgd_jax.runs.system import build
+from hfgd_jax.runtime import shell
 from hfgd_jax.tools import lower, macs, scaling
+from hfgd_jax.training.step import jit_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
 _DEVICES = flags.DEFINE_integer("devices", 8, "Devices to compile for.", lower_bound=1)
@@ -46,7 +47,7 @@ def main(_: list[str]) -> None:
     config.loss.balance = "none"  # no data here to count classes in
     system, start = build(config), time.perf_counter()
     state, batch = lower.train_arguments(system)
-    compiled = train.jit_step(system, state).lower(state, batch).compile(compiler_options=QUICK)
+    compiled = jit_step(system, state).lower(state, batch).compile(compiler_options=QUICK)
     seconds, memory = time.perf_counter() - start, compiled.memory_analysis()
     found = scaling.collectives(compiled.as_text(), system.mesh.size)
     alike = collections.Counter()
@@ -72,4 +73,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

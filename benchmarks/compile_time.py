@@ -14,9 +14,10 @@ import report
 from absl import flags
 from ml_collections import config_flags
 
-from hfgd_jax import cli, train
-from hfgd_jax.system import build
+from hfgd_jax.runs.system import build
+from hfgd_jax.runtime import shell
 from hfgd_jax.tools import lower
+from hfgd_jax.training.step import jit_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
 flags.mark_flags_as_required(["config"])
@@ -29,7 +30,7 @@ def main(_: list[str]) -> None:
     system = build(config)
     state, batch = lower.train_arguments(system)
     times = [time.perf_counter()]
-    traced = train.jit_step(system, state).trace(state, batch)
+    traced = jit_step(system, state).trace(state, batch)
     times.append(time.perf_counter())
     lowered = traced.lower()
     times.append(time.perf_counter())
@@ -47,4 +48,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

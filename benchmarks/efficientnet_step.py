@@ -26,9 +26,10 @@ import report
 from absl import flags
 from safetensors.numpy import save_file
 
-from hfgd_jax import cli, pretrained
 from hfgd_jax.errors import UserError
 from hfgd_jax.models.backbones import BACKBONES
+from hfgd_jax.runtime import shell
+from hfgd_jax.weights import pretrained
 
 _STEPS = flags.DEFINE_integer("steps", 15, "Timed steps of each, after two that are not.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 8, "Images.", lower_bound=2)
@@ -146,4 +147,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

@@ -8,7 +8,7 @@ import flax
 import jax
 from absl import flags
 
-from hfgd_jax.system import System
+from hfgd_jax.runs.system import System
 
 
 def machine(devices: int) -> dict[str, Any]:

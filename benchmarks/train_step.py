@@ -15,8 +15,9 @@ import report
 from absl import flags
 from ml_collections import config_flags
 
-from hfgd_jax import cli, sharding, train
-from hfgd_jax.system import build, initial_state
+from hfgd_jax.runs.system import build, initial_state
+from hfgd_jax.runtime import sharding, shell
+from hfgd_jax.training.step import check_memory, compile_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Timed steps.", lower_bound=1)
@@ -37,9 +38,9 @@ def main(_: list[str]) -> None:
     }
     batch = sharding.global_batch(system.mesh, batch)
     start = time.perf_counter()
-    step = train.compile_step(system, state, batch)
+    step = compile_step(system, state, batch)
     compiled = time.perf_counter() - start
-    needed = train.check_memory(step, config, system.mesh)
+    needed = check_memory(step, config, system.mesh)
     seconds = []
     for number in range(_STEPS.value + 2):
         start = time.perf_counter()
@@ -59,4 +60,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shell.run(main)

@@ -9,7 +9,7 @@ the backbone), tiny. Crops of 513x513 (512x512 where features are cells); 40K st
 from ml_collections import ConfigDict
 
 from hfgd_jax import config as configuration
-from hfgd_jax.config_checks import one_of
+from hfgd_jax.config.checks import one_of
 from hfgd_jax.geometry import grid_size
 
 EVAL_SPLITS = {"164k": "val", "10k": "test"}

@@ -6,7 +6,7 @@
     python -m hfgd_jax.main --workdir DIR --mode predict --input split:test --ids raw --output OUT
     python -m hfgd_jax.main --workdir DIR --mode export --checkpoint best --output BUNDLE
 
-    python -m hfgd_jax.main ... --coordinator HOST:PORT --processes N --process I    (see `distributed.py`)
+    python -m hfgd_jax.main ... --coordinator HOST:PORT --processes N --process I (runtime/processes.py)
 
 `--config` may be left out where `--workdir` holds a run. `--config.FIELD=VALUE` overrides a field.
 """
@@ -17,9 +17,14 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from hfgd_jax import cli, distributed, evaluate, export, inference, predict, sharding, storage, tiles, train
-from hfgd_jax.signals import Stop
-from hfgd_jax.system import load, open_data
+from hfgd_jax.evaluation import evaluator
+from hfgd_jax.export import exporter
+from hfgd_jax.inference import predict, tiles, views
+from hfgd_jax.runs import saved_config
+from hfgd_jax.runs.system import load, open_data
+from hfgd_jax.runtime import processes, sharding, shell, storage
+from hfgd_jax.runtime.signals import Stop
+from hfgd_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
@@ -38,7 +43,7 @@ _IDS = flags.DEFINE_enum(
     "predict: masks of train ids in colour, or of the data set's own label ids.",
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict, export: replace what an earlier one wrote.")
-_DTYPES = flags.DEFINE_list("dtypes", list(export.DTYPES), "export: variants of the program.")
+_DTYPES = flags.DEFINE_list("dtypes", list(exporter.DTYPES), "export: variants of the program.")
 _FOLD = flags.DEFINE_bool("fold_batch_norm", False, "export: fold batch norms into the convolutions before.")
 _SPLIT = "split:"
 flags.mark_flags_as_required(["workdir"])
@@ -70,12 +75,12 @@ def _flags_belong_to_mode(values: dict) -> bool:
 
 
 def _check_export(mode: str, dtypes: list[str], fold_batch_norm: bool) -> None:
-    if mode != "export" and (fold_batch_norm or tuple(dtypes) != export.DTYPES):
+    if mode != "export" and (fold_batch_norm or tuple(dtypes) != exporter.DTYPES):
         name = "fold_batch_norm" if fold_batch_norm else "dtypes"
         raise flags.ValidationError(f"--{name}: only with --mode=export")
-    if not dtypes or len(set(dtypes)) != len(dtypes) or set(dtypes) - set(export.DTYPES):
+    if not dtypes or len(set(dtypes)) != len(dtypes) or set(dtypes) - set(exporter.DTYPES):
         raise flags.ValidationError(
-            f"--dtypes={','.join(dtypes)}: want {' or '.join(export.DTYPES)}, or both"
+            f"--dtypes={','.join(dtypes)}: want {' or '.join(exporter.DTYPES)}, or both"
         )
 
 
@@ -87,24 +92,24 @@ def with_saved_config(argv: list[str]) -> list[str]:
         name, has_value, value = arg.lstrip("-").partition("=")
         if arg.startswith("-") and name == "workdir":
             workdir = value if has_value else next(iter(argv[position + 1 :]), "")
-            saved = epath.Path(__file__).with_name("saved_config.py")
+            saved = epath.Path(saved_config.__file__)
             return [argv[0], f"--config={saved}:{workdir}", *argv[1:]]
     return argv
 
 
 def main(_: list[str]) -> int:
     """Does what `--mode` says; returns the exit code."""
-    distributed.start()
+    processes.start()
     config, workdir = _CONFIG.value, _WORKDIR.value
     checkpoint = _CHECKPOINT.value or "latest"
     storage.place(workdir, "--workdir", arrays=True)
     if _MODE.value == "train":
-        return train.run(config, workdir)
+        return loop.run(config, workdir)
     if _MODE.value == "eval":
-        return evaluate.run(config, workdir, checkpoint)
-    distributed.refuse_several(_MODE.value)
+        return evaluator.run(config, workdir, checkpoint)
+    processes.refuse_several(_MODE.value)
     if _MODE.value == "export":
-        return export.run(
+        return exporter.run(
             config,
             workdir,
             checkpoint,
@@ -122,7 +127,7 @@ def _predict(config: ConfigDict, workdir: str, checkpoint: str) -> int:
     system, variables, step, table = load(config, workdir, checkpoint)
     print(f"predicting with step {step} of {workdir}")
     variables = sharding.local_copy(system.mesh, variables)
-    seen = inference.Inference(system.model, config)
+    seen = views.Inference(system.model, config)
     with Stop().listening() as stop:
         report = predict.run(
             tiles.Predictor(seen, variables, system.mean_pixel),
@@ -140,4 +145,4 @@ def _predict(config: ConfigDict, workdir: str, checkpoint: str) -> int:
 
 if __name__ == "__main__":
     sys.argv = with_saved_config(sys.argv)
-    cli.run(main, leave=distributed.leave)
+    shell.run(main, leave=processes.leave)

@@ -7,7 +7,7 @@ import numpy as np
 
 from hfgd_jax import config as configuration
 from hfgd_jax import geometry
-from hfgd_jax.inference import Inference
+from hfgd_jax.inference.views import Inference
 from hfgd_jax.models.segmenter import Outputs
 
 MEAN = np.array([120.0, 120.0, 120.0])

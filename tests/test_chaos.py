@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 
 from hfgd_jax import config as configuration
-from hfgd_jax.checkpoints import Checkpoints
-from hfgd_jax.system import build, make_init
+from hfgd_jax.runs.checkpoints import Checkpoints
+from hfgd_jax.runs.system import build, make_init
 
 KILLS = 30
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 80, 2, 5

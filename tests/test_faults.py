@@ -21,12 +21,12 @@ import pytest
 from etils import epath
 
 from hfgd_jax import config as configuration
-from hfgd_jax import train
-from hfgd_jax.checkpoints import Checkpoints
 from hfgd_jax.data import pipeline
-from hfgd_jax.data.source import CorruptRecordError, Split, open_split
+from hfgd_jax.data.prepared import CorruptRecordError, Split, open_split
 from hfgd_jax.errors import StuckError, UserError
-from hfgd_jax.workdir import failing_in_one_line, read_config
+from hfgd_jax.runs.checkpoints import Checkpoints
+from hfgd_jax.runs.workdir import failing_in_one_line, read_config
+from hfgd_jax.training import loop
 
 
 def small_config(data_dir, **fields):
@@ -43,7 +43,7 @@ def small_config(data_dir, **fields):
 
 def play(monkeypatch, at=None, fault=lambda: None):
     """Lets steps and evaluations be played, and `fault()` happen when step `at` has been read and saved."""
-    read = train.Loop._read
+    read = loop.Loop._read
 
     def read_and_fail(loop, number, *rest):
         read(loop, number, *rest)
@@ -54,15 +54,15 @@ def play(monkeypatch, at=None, fault=lambda: None):
     def step(state, batch):
         return state.replace(step=state.step + 1), {"loss": 1.0, "gradient_norm": 1.0}
 
-    monkeypatch.setattr(train.Loop, "_compile", lambda loop, batch: step)
-    monkeypatch.setattr(train.Loop, "_evaluate", lambda loop: None)
-    monkeypatch.setattr(train.Loop, "_introduce", lambda loop: None)
-    monkeypatch.setattr(train.Loop, "_read", read_and_fail)
+    monkeypatch.setattr(loop.Loop, "_compile", lambda loop, batch: step)
+    monkeypatch.setattr(loop.Loop, "_evaluate", lambda loop: None)
+    monkeypatch.setattr(loop.Loop, "_introduce", lambda loop: None)
+    monkeypatch.setattr(loop.Loop, "_read", read_and_fail)
 
 
 def going_on(workdir, data_dir, **fields):
     """The same command once more; returns the exit code."""
-    return train.run(small_config(data_dir, **fields), str(workdir))
+    return loop.run(small_config(data_dir, **fields), str(workdir))
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +119,9 @@ def test_a_disk_without_room_for_the_records(workdir, shapes_dir, monkeypatch):
 def test_a_workdir_that_is_read_only(user_env):
     """In a process that may not write to it: root may write anywhere, and becomes somebody else."""
     code = (
-        "import os; from hfgd_jax import cli; from hfgd_jax.checkpoints import Checkpoints\n"
+        "import os; from hfgd_jax.runtime import shell; from hfgd_jax.runs.checkpoints import Checkpoints\n"
         "os.geteuid() or os.setuid(65534)\n"
-        "cli.run(lambda argv: Checkpoints(os.environ['FOLDER']).close())"
+        "shell.run(lambda argv: Checkpoints(os.environ['FOLDER']).close())"
     )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o555)
@@ -146,7 +146,7 @@ def test_a_config_that_is_damaged_comes_back_from_the_checkpoint(content, workdi
     assert configuration.differences(read_config(epath.Path(workdir)), before) == []
     assert "taking the config that its latest checkpoint holds" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"train\.seed: 0 -> 5"):  # another run is still refused
-        train.check_workdir(epath.Path(workdir), small_config(shapes_dir, **{"train.seed": 5}))
+        loop.check_workdir(epath.Path(workdir), small_config(shapes_dir, **{"train.seed": 5}))
 
 
 def test_a_damaged_config_without_checkpoints_is_not_overwritten(tmp_path):
@@ -264,13 +264,13 @@ def test_an_evaluation_whose_data_hangs(shapes_dir, monkeypatch):
 
 HUNG = """
 import sys, threading, time
-from hfgd_jax import cli
+from hfgd_jax.runtime import shell
 from hfgd_jax.errors import StuckError
 def main(argv):
     thread = threading.Thread(target=threading.Event().wait)
     thread.start()
     raise StuckError("config.data.timeout=1: no batch")
-cli.run(main)
+shell.run(main)
 """
 
 

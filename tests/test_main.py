@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from hfgd_jax import main
-from hfgd_jax.checkpoints import Checkpoints
+from hfgd_jax.runs.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,16 @@ from etils import epath
 from PIL import Image
 from safetensors.numpy import save_file
 
-from hfgd_jax import predict, progress, render, saved_config, storage, weight_files
-from hfgd_jax.checkpoints import Checkpoints
-from hfgd_jax.data import builders, source
+from hfgd_jax.data import builders, prepared
 from hfgd_jax.data.builders import base, class_lists, files
 from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.errors import UserError, escaped, printable
+from hfgd_jax.inference import predict, render
+from hfgd_jax.runs import log, saved_config
+from hfgd_jax.runs.checkpoints import Checkpoints
+from hfgd_jax.runtime import storage
 from hfgd_jax.tools import import_weights, sample_images
+from hfgd_jax.weights import files as weight_files
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "hfgd_jax").rglob("*.py"))
@@ -177,7 +180,7 @@ def test_records_ids_make_plain_file_names():
 
 
 def test_predictions_of_hostile_ids_stay_in_the_output(camvid_dir, tmp_path, monkeypatch):
-    split = source.open_split(camvid_dir, "camvid", "val")
+    split = prepared.open_split(camvid_dir, "camvid", "val")
     monkeypatch.setattr(split, "record_id", lambda index: HOSTILE_IDS[index])
     out, lines = tmp_path / "deep" / "out", []
     report = predict.run(Dark(), split, out, table=split.table, say=lines.append)
@@ -282,7 +285,7 @@ def test_prepare_tidies_up_its_own_leftovers_only(camvid_raw, tmp_path):
 def test_a_folder_with_metrics_of_others_is_no_workdir(name, tmp_path):
     (tmp_path / name).write_text('{"step": 5}\nnotes\n')
     with pytest.raises(UserError, match=rf"holds no run, but a {name}"):
-        progress.RunLog(epath.Path(tmp_path), 10)
+        log.RunLog(epath.Path(tmp_path), 10)
     assert _tree(tmp_path) == {name: b'{"step": 5}\nnotes\n'}
 
 
@@ -324,7 +327,7 @@ def test_an_import_replaces_an_import_only(tmp_path):
 
 
 def test_sample_pictures_replace_nothing(camvid_dir, tmp_path):
-    split = source.open_split(camvid_dir, "camvid", "val")
+    split = prepared.open_split(camvid_dir, "camvid", "val")
     out = epath.Path(tmp_path)
     written = sample_images.sample(split, 2, out)
     assert sample_images.sample(split, 2, out) == written

@@ -4,7 +4,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from hfgd_jax import config as configuration
-from hfgd_jax.bundles.program import Program
+from hfgd_jax.export.program import Program
 
 
 def tiny(backbone="resnet18", **model):

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from hfgd_jax.data.builders import parallel
-from hfgd_jax.data.source import CorruptRecordError, Split
+from hfgd_jax.data.prepared import CorruptRecordError, Split
 from hfgd_jax.errors import UserError
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from hfgd_jax.data import augment, buckets
+from hfgd_jax.data import augment, canvases
 from hfgd_jax.data.labels import IGNORE
-from hfgd_jax.data.source import CorruptRecordError, Split
+from hfgd_jax.data.prepared import CorruptRecordError, Split
 from hfgd_jax.errors import StuckError, UserError
 
 Batch = dict[str, np.ndarray]
@@ -268,7 +268,7 @@ def eval_batches(
     """
     rows = _rows(batch_size, process_index, process_count)
     sizes = _sizes(split, skip_corrupt)
-    plan = buckets.plan(sizes, batch_size, [augment.as_fraction(scale) for scale in scales], geometry)
+    plan = canvases.plan(sizes, batch_size, [augment.as_fraction(scale) for scale in scales], geometry)
     mine = [(canvas, indices[row]) for canvas, indices in plan for row in rows]
     load = _EvalLoader(split, tuple(mean_pixel), tuple(map(float, scales)), skip_corrupt)
     dataset = grain.MapDataset.source(mine).map(load).batch(len(rows))
@@ -300,7 +300,7 @@ class _EvalLoader:
     scales: tuple[float, ...]
     skip_corrupt: bool
 
-    def __call__(self, place: tuple[buckets.Canvas, int]) -> dict[str, Any]:
+    def __call__(self, place: tuple[canvases.Canvas, int]) -> dict[str, Any]:
         canvas, index = place
         image, label = np.empty((0, 0, 3), np.uint8), np.full((1, 1), IGNORE, np.uint8)
         corrupt = False
@@ -324,7 +324,7 @@ class _EvalLoader:
 
 
 def views(
-    image: augment.Image, scales: Sequence[float], canvas: buckets.Canvas, mean_pixel: Sequence[float]
+    image: augment.Image, scales: Sequence[float], canvas: canvases.Canvas, mean_pixel: Sequence[float]
 ) -> tuple[Batch, ...]:
     """A picture at each scale on its canvas: `image` uint8 `[H, W, 3]` and `image_size` int32 `[2]`.
 

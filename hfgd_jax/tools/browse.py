@@ -18,16 +18,16 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict, config_flags
 from PIL import Image, ImageDraw, ImageFont
 
-from hfgd_jax import cli, storage
 from hfgd_jax import config as configuration
 from hfgd_jax.data import augment, pipeline
 from hfgd_jax.data.labels import IGNORE, LabelTable
-from hfgd_jax.data.source import Split
+from hfgd_jax.data.prepared import Split
 from hfgd_jax.errors import UserError
 from hfgd_jax.geometry import grid_size
+from hfgd_jax.inference.render import legend, overlay, write_image
 from hfgd_jax.models import backbones
-from hfgd_jax.render import legend, overlay, write_image
-from hfgd_jax.system import open_data
+from hfgd_jax.runs.system import open_data
+from hfgd_jax.runtime import shell, storage
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 TITLES = ("record", "its label", "as the model sees it", "its label")
@@ -217,4 +217,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

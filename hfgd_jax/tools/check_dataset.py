@@ -21,12 +21,12 @@ import numpy as np
 from absl import flags
 from jaxtyping import Integer
 
-from hfgd_jax import cli
-from hfgd_jax.data import builders, source
+from hfgd_jax.data import builders, prepared
 from hfgd_jax.data.builders import base, files, parallel
 from hfgd_jax.data.builders.folder import Folder
 from hfgd_jax.data.labels import IGNORE, LabelTable
 from hfgd_jax.errors import UserError, escaped
+from hfgd_jax.runtime import shell
 from hfgd_jax.tools import label_hints
 from hfgd_jax.tools.prepare import define_division_flags, division_options
 
@@ -79,11 +79,11 @@ def examine_raw(record: base.Record, labelled: bool, table: LabelTable) -> Findi
     return found
 
 
-def examine_prepared(index: int, split: source.Split, table: LabelTable) -> Finding:
+def examine_prepared(index: int, split: prepared.Split, table: LabelTable) -> Finding:
     """Reads a record of a prepared data set."""
     try:
         example = split.example(index)
-    except source.CorruptRecordError as error:
+    except prepared.CorruptRecordError as error:
         return Finding(problems=[("unreadable records", str(error))])
     name = f"{split.split} record {index} (id {example['id']!r})"
     found = Finding(name, example["image"].shape[:2])
@@ -232,8 +232,8 @@ def check(
             reports.append(check_split(name, findings, table, split.labelled))
             reports[-1].notes += builders.wrong_counts(dataset, {name: split})
         return reports
-    for name in source.split_names(data_dir, dataset):
-        split = source.open_split(data_dir, dataset, name)
+    for name in prepared.split_names(data_dir, dataset):
+        split = prepared.open_split(data_dir, dataset, name)
         ids = {i: i for i in range(split.table.num_classes)} | {IGNORE: IGNORE}
         table = LabelTable(dataset, split.table.classes, split.table.palette, ids)
         examine = functools.partial(examine_prepared, split=split, table=table)
@@ -286,4 +286,4 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

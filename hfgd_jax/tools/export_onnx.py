@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from hfgd_jax import cli
 from hfgd_jax import config as configuration
-from hfgd_jax.bundles import loader
-from hfgd_jax.bundles.program import Program
 from hfgd_jax.errors import UserError
+from hfgd_jax.export import loader
+from hfgd_jax.export.program import Program
 from hfgd_jax.geometry import grid_size
+from hfgd_jax.runtime import shell
 from hfgd_jax.tools.macs import parse_size
 
 BOUND = 1e-4  # of the largest difference, relative to the largest logit
@@ -103,4 +103,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

@@ -14,10 +14,11 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from hfgd_jax import cli, pretrained, saved_config, storage, system, weight_files
 from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.errors import UserError
-from hfgd_jax.models import foreign
+from hfgd_jax.runs import saved_config, system
+from hfgd_jax.runtime import shell, storage
+from hfgd_jax.weights import files, foreign, pretrained
 
 
 def export_model(
@@ -78,7 +79,7 @@ def export_run(workdir: str, checkpoint: str, naming: str, output: str, *, overw
     if whole:
         return _write_model(path, *export_model(variables, config, table), step, overwrite)
     tensors = pretrained.export(variables, wanted, root="backbone")
-    weight_files.write(path, tensors, overwrite=overwrite)
+    files.write(path, tensors, overwrite=overwrite)
     lost = pretrained.unnamed(variables, wanted, root="backbone")
     return [
         *(f"not written     {leaf}: {wanted.name} has no name for it" for leaf in lost),
@@ -92,7 +93,7 @@ def _write_model(
 ) -> list[str]:
     if (folder / "config.json").exists() and not overwrite:
         raise UserError(f"{folder / 'config.json'}: exists; pass --overwrite, or choose another --output")
-    weight_files.write(folder / "model.safetensors", tensors, overwrite=overwrite)
+    files.write(folder / "model.safetensors", tensors, overwrite=overwrite)
     storage.write_atomically(folder / "config.json", json.dumps(described, indent=2) + "\n")
     return [f"wrote {folder}: {len(tensors)} tensors of a UPerNet at step {step}, and config.json"]
 
@@ -116,4 +117,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

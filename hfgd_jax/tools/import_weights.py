@@ -13,13 +13,15 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from hfgd_jax import checkpoints, cli, pretrained, storage, system, weight_files, weight_sources
 from hfgd_jax import config as configuration
 from hfgd_jax.data.labels import IGNORE, TABLES, LabelTable, voc_colours
 from hfgd_jax.errors import UserError
-from hfgd_jax.models import BACKBONES, foreign
+from hfgd_jax.models import BACKBONES
 from hfgd_jax.models.backbones.base import IMAGENET
-from hfgd_jax.pretrained import Report
+from hfgd_jax.runs import checkpoints, system
+from hfgd_jax.runtime import shell, storage
+from hfgd_jax.weights import files, foreign, pretrained, sources
+from hfgd_jax.weights.pretrained import Report
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # what transformers saves beside the weights
 
@@ -60,7 +62,7 @@ def import_backbone(
         for name, value in pretrained.export(variables, wanted, root="backbone").items()
         if pretrained.place_of(wanted, name, root="backbone") not in fresh
     }
-    weight_files.write(path, tensors, overwrite=overwrite)
+    files.write(path, tensors, overwrite=overwrite)
     lost = [leaf for leaf in pretrained.unnamed(variables, wanted, root="backbone") if leaf not in fresh]
     return path, report, lost
 
@@ -81,7 +83,7 @@ def import_model(source: epath.PathLike, workdir: epath.PathLike, *, overwrite: 
             normalised otherwise, or the workdir holds something.
     """
     workdir = storage.place(workdir, "--output", arrays=True)
-    weights = weight_sources.locate(source, beside=(CONFIG, PREPROCESSOR))
+    weights = sources.locate(source, beside=(CONFIG, PREPROCESSOR))
     folder = weights if weights.is_dir() else weights.parent
     if not (folder / CONFIG).is_file():
         raise UserError(
@@ -93,7 +95,7 @@ def import_model(source: epath.PathLike, workdir: epath.PathLike, *, overwrite: 
     config.data.dataset = table.name
     refuse_a_run(workdir, overwrite)
     whole = system.build(config)
-    tensors = weight_files.read(weights)
+    tensors = files.read(weights)
     naming = foreign.upernet_naming(config.model.backbone.name)
     state = jax.eval_shape(system.make_init(whole), jax.random.PRNGKey(0))
     pretrained.check(state.model, naming, tensors, source)
@@ -223,4 +225,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

@@ -20,11 +20,12 @@ from absl import flags
 from jax.extend import core
 from ml_collections import ConfigDict, config_flags
 
-from hfgd_jax import cli, sharding, train
 from hfgd_jax.errors import UserError
 from hfgd_jax.geometry import grid_size
-from hfgd_jax.inference import Inference
-from hfgd_jax.system import System, abstract_state, build
+from hfgd_jax.inference.views import Inference
+from hfgd_jax.runs.system import System, abstract_state, build
+from hfgd_jax.runtime import sharding, shell
+from hfgd_jax.training.step import jit_step
 
 PLATFORMS = ("tpu", "cuda", "rocm", "cpu")
 _MISSING = re.compile(r"primitive '([^']+)' not found")
@@ -92,7 +93,7 @@ def steps(config: ConfigDict, devices: int = 0) -> dict[str, tuple[Any, tuple[An
         views.append({"image": image, "image_size": sizes})
     masks = jax.jit(lambda variables, views, size: seen.masks(variables, views, size, crop))
     return {
-        "train step": (train.jit_step(system, state), (state, batch)),
+        "train step": (jit_step(system, state), (state, batch)),
         "masks": (masks, (state.model, tuple(views), sizes)),
     }
 
@@ -169,4 +170,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from hfgd_jax import cli, macs
 from hfgd_jax import config as configuration
 from hfgd_jax.errors import UserError
-from hfgd_jax.models import build_model
+from hfgd_jax.models import build_model, macs
+from hfgd_jax.runtime import shell
 
 PARTS = ("backbone", "context", "upsampler", "axial_attention", "class_tokens")
 GUIDANCE = ("axial_attention", "class_tokens")
@@ -95,4 +95,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

@@ -1,4 +1,4 @@
-"""How a state lies on a mesh, leaf by leaf, by the rules of `sharding.py`; on devices that need not be here.
+"""How a state lies on a mesh, leaf by leaf (`runtime/sharding.py`), on devices that need not be here.
 
 python -m hfgd_jax.tools.mesh --config configs/paper.py:table10/hfgd_os4 --config.mesh.fsdp=8 --devices 64
 """
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from hfgd_jax import cli, sharding
-from hfgd_jax.system import abstract_state, build
+from hfgd_jax.runs.system import abstract_state, build
+from hfgd_jax.runtime import sharding, shell
 
 
 def table(config: ConfigDict, devices: int) -> str:
@@ -45,4 +45,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

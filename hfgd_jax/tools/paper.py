@@ -25,8 +25,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from hfgd_jax import cli
 from hfgd_jax.errors import UserError
+from hfgd_jax.runtime import shell
 from hfgd_jax.tools.macs import inference_macs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -303,4 +303,4 @@ def _read_macs() -> dict[str, int]:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from hfgd_jax import cli
 from hfgd_jax.data import builders
 from hfgd_jax.data.builders import base
+from hfgd_jax.runtime import shell
 
 
 def define_flags() -> None:
@@ -53,4 +53,4 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

@@ -21,9 +21,10 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from scipy.optimize import linprog
 
-from hfgd_jax import cli, saved_config, storage, system
 from hfgd_jax.errors import UserError
 from hfgd_jax.models import signed_features
+from hfgd_jax.runs import saved_config, system
+from hfgd_jax.runtime import shell, storage
 from hfgd_jax.tools import tables
 
 FORMATS = (*tables.FORMATS, "json")
@@ -207,4 +208,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

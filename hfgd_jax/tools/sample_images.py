@@ -10,12 +10,12 @@ from absl import flags
 from etils import epath
 from jaxtyping import UInt8
 
-from hfgd_jax import cli, storage
 from hfgd_jax.data import builders
-from hfgd_jax.data.source import Split, open_split
+from hfgd_jax.data.prepared import Split, open_split
 from hfgd_jax.errors import UserError
-from hfgd_jax.predict import Unreadable, read_image
-from hfgd_jax.render import write_image
+from hfgd_jax.inference.predict import Unreadable, read_image
+from hfgd_jax.inference.render import write_image
+from hfgd_jax.runtime import shell, storage
 
 
 def sample(split: Split, count: int, output: epath.Path) -> list[epath.Path]:
@@ -68,4 +68,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

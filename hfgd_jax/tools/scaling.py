@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from absl import flags
 from etils import epath
 
-from hfgd_jax import cli
 from hfgd_jax.errors import UserError
+from hfgd_jax.runtime import shell
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
@@ -276,4 +276,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from hfgd_jax.errors import UserError
-from hfgd_jax.tools import records, tables
-from hfgd_jax.tools.records import Record
+from hfgd_jax.evaluation import records
+from hfgd_jax.evaluation.records import Record
+from hfgd_jax.tools import tables
 
 _MEANS = ("mIoU", "pixel_accuracy", "boundary_IoU", "small_object_recall")
 

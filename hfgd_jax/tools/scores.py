@@ -21,10 +21,11 @@ from typing import Any
 
 from absl import flags
 
-from hfgd_jax import cli, storage
 from hfgd_jax.errors import UserError
-from hfgd_jax.tools import records, score_tables, tables
-from hfgd_jax.tools.records import Record
+from hfgd_jax.evaluation import records
+from hfgd_jax.evaluation.records import Record
+from hfgd_jax.runtime import shell, storage
+from hfgd_jax.tools import score_tables, tables
 
 _BLOCK = re.compile(r"^(<!-- scores: (.*) -->\n)(?:.*\n)*?(<!-- end scores -->)$", re.MULTILINE)
 _OPEN = re.compile(r"^<!-- scores:", re.MULTILINE)
@@ -161,4 +162,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    shell.run(main)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hfgd_jax.data import builders, source
+from hfgd_jax.data import builders, prepared
 from hfgd_jax.data.builders import base, shapes
 from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
@@ -35,7 +35,7 @@ def test_camvid_in_miniature(camvid_raw, tmp_path):
     assert list((tmp_path / "data").iterdir()) == [tmp_path / "data" / "camvid"]
     palette = TABLES["camvid"].palette.astype(int)
     for name, count in (("train", 6), ("val", 5)):
-        split = source.open_split(tmp_path / "data", "camvid", name)
+        split = prepared.open_split(tmp_path / "data", "camvid", name)
         assert len(split) == count
         assert split.table == TABLES["camvid"]
         for i in range(count):
@@ -58,7 +58,7 @@ def test_camvid_in_miniature(camvid_raw, tmp_path):
 
 
 def test_records_keep_the_order_of_their_names(camvid_dir):
-    split = source.open_split(camvid_dir, "camvid", "train")
+    split = prepared.open_split(camvid_dir, "camvid", "train")
     ids = [split.record_id(i) for i in range(len(split))]
     assert ids == sorted(ids) and ids[0] == "seq00_f00000"
 
@@ -67,10 +67,10 @@ def test_a_test_split_without_labels(camvid_raw, tmp_path):
     (camvid_raw / "test" / "images").mkdir(parents=True)
     Image.new("RGB", (20, 10)).save(camvid_raw / "test" / "images" / "x.png")
     prepare(camvid_raw, tmp_path / "data")
-    split = source.open_split(tmp_path / "data", "camvid", "test")
+    split = prepared.open_split(tmp_path / "data", "camvid", "test")
     assert not split.labelled
     assert set(split.example(0)) == {"image", "id"}
-    assert source.split_names(tmp_path / "data", "camvid") == ["train", "val", "test"]
+    assert prepared.split_names(tmp_path / "data", "camvid") == ["train", "val", "test"]
 
 
 def spoil_value(raw):
@@ -186,9 +186,9 @@ def test_a_prepared_set_is_kept_unless_told(camvid_raw, tmp_path):
         path.unlink()
     with pytest.raises(UserError, match="camvid: already there; --overwrite"):
         prepare(camvid_raw, data)
-    assert len(source.open_split(data, "camvid", "val")) == 5
+    assert len(prepared.open_split(data, "camvid", "val")) == 5
     prepare(camvid_raw, data, overwrite=True)
-    assert len(source.open_split(data, "camvid", "val")) == 4
+    assert len(prepared.open_split(data, "camvid", "val")) == 4
     assert list(data.iterdir()) == [data / "camvid"]
 
 
@@ -198,7 +198,7 @@ def test_a_failed_overwrite_keeps_the_old_set(camvid_raw, tmp_path):
     spoil_value(camvid_raw)
     with pytest.raises(UserError, match="label value"):
         prepare(camvid_raw, data, overwrite=True)
-    assert len(source.open_split(data, "camvid", "val")) == 5
+    assert len(prepared.open_split(data, "camvid", "val")) == 5
     assert list(data.iterdir()) == [data / "camvid"]
 
 
@@ -234,10 +234,10 @@ def test_a_killed_preparation_leaves_nothing_that_looks_whole_and_runs_again(cam
     (left,) = data.iterdir()
     assert left.name.startswith(".camvid.incomplete-")
     with pytest.raises(UserError, match="not prepared"):
-        source.open_split(data, "camvid", "train")
+        prepared.open_split(data, "camvid", "train")
     prepare(camvid_raw, data)
     assert list(data.iterdir()) == [data / "camvid"]
-    assert len(source.open_split(data, "camvid", "val")) == 5
+    assert len(prepared.open_split(data, "camvid", "val")) == 5
 
 
 def test_all_bad_records_are_named_in_one_error(camvid_raw, tmp_path):
@@ -327,7 +327,7 @@ def test_the_embedded_set_appears_on_demand(tmp_path, monkeypatch):
     stamp = (folder / "dataset_info.json").stat().st_mtime_ns
     builders.prepare_if_missing("shapes", tmp_path / "data", report=quiet)
     assert (folder / "dataset_info.json").stat().st_mtime_ns == stamp
-    split = source.open_split(tmp_path / "data", "shapes", "val")
+    split = prepared.open_split(tmp_path / "data", "shapes", "val")
     assert split.example(1)["image"].shape == (160, 192, 3)
     with pytest.raises(UserError, match="needs a source"):
         builders.prepare_if_missing("camvid", tmp_path / "data")

@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 from hfgd_jax import config as configuration
-from hfgd_jax import system
-from hfgd_jax.data import builders, pipeline, source
+from hfgd_jax.data import builders, pipeline, prepared
 from hfgd_jax.data.builders import base, class_lists
 from hfgd_jax.data.labels import voc_colours
 from hfgd_jax.errors import UserError
+from hfgd_jax.runs import system
 from hfgd_jax.tools import check_dataset
 
 COLOURS = np.array([[0, 0, 0], [128, 64, 0], [0, 64, 128], [255, 255, 255]], np.uint8)
@@ -94,7 +94,7 @@ def test_every_kind_of_mask_becomes_the_same_train_ids(save, listing, tmp_path):
     builders.prepare("folder", raw, tmp_path / "data", report=quiet)
     seen = {}
     for name in ("train", "val"):
-        split = source.open_split(tmp_path / "data", "folder", name)
+        split = prepared.open_split(tmp_path / "data", "folder", name)
         assert split.table.classes == NAMES[:3]
         assert split.table.palette.tolist() == (COLOURS if listing else voc_colours(range(4)))[:3].tolist()
         for i in range(len(split)):
@@ -175,7 +175,7 @@ def test_lists_say_the_splits(tmp_path):
     (raw / "test.txt").write_text("e.jpg\n")
     assert keys_of(raw) == {"train": ["sub/b", "a"], "val": ["sub/c.d"], "test": ["e"]}
     builders.prepare("folder", raw, tmp_path / "data", report=quiet)
-    assert not source.open_split(tmp_path / "data", "folder", "test").labelled
+    assert not prepared.open_split(tmp_path / "data", "folder", "test").labelled
     for name, text, message in (
         ("val", "nowhere\n", "val.txt: neither image nor mask of: nowhere"),
         ("val", "sub/b\n", "val.txt: also in train.txt: sub/b"),

@@ -8,13 +8,13 @@ import scipy.io
 from PIL import Image
 
 from hfgd_jax import config as configuration
-from hfgd_jax import evaluate
-from hfgd_jax import train as training
-from hfgd_jax.data import builders, pipeline, source
+from hfgd_jax.data import builders, pipeline, prepared
 from hfgd_jax.data.label_tables import coco_stuff, pascal_context
 from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
+from hfgd_jax.evaluation import evaluator
 from hfgd_jax.tools import check_dataset
+from hfgd_jax.training import loop as training
 
 SIZES = [(37, 53), (48, 64), (40, 40)]
 
@@ -58,8 +58,8 @@ def splits_of(dataset, raw, tmp_path, trains=False):
     builders.prepare(dataset, raw, tmp_path / "data", allow_partial=True, report=quiet)
     reports = check_dataset.check(dataset, data_dir=tmp_path / "data")
     assert [line for report in reports for _, line in report.problems] == []
-    names = source.split_names(tmp_path / "data", dataset)
-    splits = {name: source.open_split(tmp_path / "data", dataset, name) for name in names}
+    names = prepared.split_names(tmp_path / "data", dataset)
+    splits = {name: prepared.open_split(tmp_path / "data", dataset, name) for name in names}
     config = configuration.default().data
     config.update({"crop": (33, 33), "threads": 1, "dataset": dataset})
     with pipeline.train_batches(
@@ -89,7 +89,7 @@ def train_and_score(dataset, tmp_path, splits):
     seen = sum(iou is not None for iou in first["per_class"].values())
     assert first["mIoU"] is not None and seen > 1
     if not all(split.labelled for split in splits.values()):
-        assert evaluate.run(config, str(tmp_path / "run"), "latest") == 0
+        assert evaluator.run(config, str(tmp_path / "run"), "latest") == 0
         assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == first
 
 

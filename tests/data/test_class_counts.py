@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from hfgd_jax import config as configuration
-from hfgd_jax import system
 from hfgd_jax.data.class_counts import class_counts
-from hfgd_jax.data.source import CorruptRecordError, open_split
+from hfgd_jax.data.prepared import CorruptRecordError, open_split
 from hfgd_jax.errors import UserError
+from hfgd_jax.runs import system
 
 
 def expected(split, indices):

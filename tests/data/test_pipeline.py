@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hfgd_jax import config as configuration
-from hfgd_jax.data import augment, buckets, pipeline, source
+from hfgd_jax.data import augment, canvases, pipeline, prepared
 from hfgd_jax.errors import UserError
 
 MEAN = (123.7, 116.3, 103.5)
@@ -22,12 +22,12 @@ def data_config(**fields):
 
 @pytest.fixture(scope="module")
 def shapes(shapes_dir):
-    return source.open_split(shapes_dir, "shapes", "train")
+    return prepared.open_split(shapes_dir, "shapes", "train")
 
 
 @pytest.fixture(scope="module")
 def camvid(camvid_dir):
-    return source.open_split(camvid_dir, "camvid", "val")
+    return prepared.open_split(camvid_dir, "camvid", "val")
 
 
 def take(split, count, config=None, **options):
@@ -121,19 +121,19 @@ def test_input_scale_multiplies_the_random_scale(shapes):
 
 
 def test_a_corrupt_record_stops_and_is_named(spoilt_dir):
-    split = source.open_split(spoilt_dir, "camvid", "train")
-    with pytest.raises(source.CorruptRecordError, match=r"'camvid' .*split 'train', record [23] "):
+    split = prepared.open_split(spoilt_dir, "camvid", "train")
+    with pytest.raises(prepared.CorruptRecordError, match=r"'camvid' .*split 'train', record [23] "):
         take(split, 5)
 
 
 def test_a_corrupt_record_is_named_from_a_worker_process(spoilt_dir):
-    split = source.open_split(spoilt_dir, "camvid", "train")
+    split = prepared.open_split(spoilt_dir, "camvid", "train")
     with pytest.raises(UserError, match=r"'camvid' .*split 'train', record [23] "):
         take(split, 5, data_config(workers=1))
 
 
 def test_corrupt_records_are_skipped_and_counted(spoilt_dir):
-    split = source.open_split(spoilt_dir, "camvid", "train")
+    split = prepared.open_split(spoilt_dir, "camvid", "train")
     batches = take(split, 3, data_config(skip_corrupt=True))  # two epochs of six records
     index = np.concatenate([b["index"] for b in batches])
     corrupt = np.concatenate([b["corrupt"] for b in batches])
@@ -160,7 +160,7 @@ def test_what_cannot_be_shared_is_refused(shapes, options, message):
 
 
 def test_unlabelled_splits_are_not_trained_on(shapes_dir):
-    split = source.open_split(shapes_dir, "shapes", "train")
+    split = prepared.open_split(shapes_dir, "shapes", "train")
     split.labelled = False
     with pytest.raises(UserError, match="has no labels to train on"):
         take(split, 1)
@@ -189,7 +189,7 @@ def evaluate(split, **options):
 @pytest.mark.parametrize("batch_size", [6, 12])
 def test_each_record_once_and_as_many_batches_everywhere(camvid, shapes_dir, batch_size, processes, threads):
     """5 records of several sizes and 8 of one: no batch size divides them."""
-    for split in (camvid, source.open_split(shapes_dir, "shapes", "val")):
+    for split in (camvid, prepared.open_split(shapes_dir, "shapes", "val")):
         runs = [
             evaluate(split, batch_size=batch_size, process_index=p, process_count=processes, threads=threads)
             for p in range(processes)
@@ -233,7 +233,7 @@ def test_each_record_once_from_worker_processes(camvid, processes, batch_size, w
 
 
 def test_more_workers_than_batches(shapes_dir):
-    split = source.open_split(shapes_dir, "shapes", "val")
+    split = prepared.open_split(shapes_dir, "shapes", "val")
     (batch,) = evaluate(split, batch_size=9, workers=3)
     assert batch["index"].tolist() == [*range(8), -1]
 
@@ -271,7 +271,7 @@ def test_pictures_and_labels_lie_whole_in_their_canvases(camvid, batch_size):
 
 @pytest.mark.parametrize(("geometry", "want"), [("align_corners", (161, 193)), ("half_pixel", (160, 192))])
 def test_one_size_gives_one_tight_shape(shapes_dir, geometry, want):
-    split = source.open_split(shapes_dir, "shapes", "val")
+    split = prepared.open_split(shapes_dir, "shapes", "val")
     batches = evaluate(split, batch_size=3, geometry=geometry)
     assert {b["image"].shape for b in batches} == {(3, *want, 3)}
     assert {b["label"].shape for b in batches} == {(3, *want)}
@@ -305,7 +305,7 @@ def test_every_view_is_the_same_picture(camvid):
 
 
 def test_a_split_without_labels_is_all_ignored_at_its_own_size(camvid_dir):
-    split = source.open_split(camvid_dir, "camvid", "val")
+    split = prepared.open_split(camvid_dir, "camvid", "val")
     split.labelled = False
     for batch in evaluate(split):
         assert (batch["label"] == 255).all()
@@ -314,8 +314,8 @@ def test_a_split_without_labels_is_all_ignored_at_its_own_size(camvid_dir):
 
 
 def test_corrupt_records_in_evaluation(spoilt_dir):
-    split = source.open_split(spoilt_dir, "camvid", "train")
-    with pytest.raises(source.CorruptRecordError, match="record 3"):
+    split = prepared.open_split(spoilt_dir, "camvid", "train")
+    with pytest.raises(prepared.CorruptRecordError, match="record 3"):
         evaluate(split)
     batches = evaluate(split, skip_corrupt=True)
     index = np.concatenate([b["index"] for b in batches])
@@ -330,8 +330,8 @@ def test_many_sizes_share_few_shapes():
     sizes = [tuple(int(v) for v in rng.integers(100, 700, 2)) for _ in range(500)]
     for geometry, extra in (("align_corners", 1), ("half_pixel", 0)):
         scales = [augment.as_fraction(scale) for scale in (1.0, 0.5)]
-        plan = buckets.plan(sizes, 8, scales, geometry)
-        assert 1 < len({canvas for canvas, _ in plan}) <= buckets.MAX_SHAPES
+        plan = canvases.plan(sizes, 8, scales, geometry)
+        assert 1 < len({canvas for canvas, _ in plan}) <= canvases.MAX_SHAPES
         for canvas, rows in plan:
             for i in rows:
                 for canvas_side, half, side in zip(*canvas.images, sizes[i], strict=True):
@@ -343,9 +343,9 @@ def test_many_sizes_share_few_shapes():
 
 def test_a_canvas_is_never_a_grid_step_too_large():
     one = [augment.as_fraction(1.0)]
-    (canvas, _), *_ = buckets.plan([(33, 65)], 1, one, "align_corners")
+    (canvas, _), *_ = canvases.plan([(33, 65)], 1, one, "align_corners")
     assert canvas.images == ((33, 65),)
-    (canvas, _), *_ = buckets.plan([(1, 32)], 1, one, "half_pixel")
+    (canvas, _), *_ = canvases.plan([(1, 32)], 1, one, "half_pixel")
     assert canvas.images == ((32, 32),)
     with pytest.raises(UserError, match="geometry 'other'"):
-        buckets.plan([(33, 65)], 1, one, "other")
+        canvases.plan([(33, 65)], 1, one, "other")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from hfgd_jax import macs
+from hfgd_jax.models import macs
 from hfgd_jax.models.backbones import BACKBONES, convnext
 from hfgd_jax.models.backbones.convnext import VARIANTS, ConvNeXt
 

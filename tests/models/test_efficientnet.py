@@ -8,11 +8,11 @@ import pytest
 from flax import traverse_util
 
 from hfgd_jax import config as configuration
-from hfgd_jax import macs, pretrained
-from hfgd_jax.models import build_model
+from hfgd_jax.models import build_model, macs
 from hfgd_jax.models.backbones import BACKBONES, efficientnet
 from hfgd_jax.models.backbones.efficientnet import EfficientNet, scaled_stages
 from hfgd_jax.models.layers import BatchNorm
+from hfgd_jax.weights import pretrained
 
 # Published of the classifiers; timm's networks have these too.
 PARAMETERS = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hfgd_jax import geometry as geo
-from hfgd_jax import macs
+from hfgd_jax.models import macs
 from hfgd_jax.models.convolutions import convolve
 from hfgd_jax.models.deformable import deformable_convolve
 from hfgd_jax.models.upsamplers import UPSAMPLERS

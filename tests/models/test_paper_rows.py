@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from hfgd_jax import geometry as geo
-from hfgd_jax import optim
 from hfgd_jax.losses import total_loss
 from hfgd_jax.models import BACKBONES, build_model
 from hfgd_jax.models.layers import Conv
+from hfgd_jax.runs import optim
 from hfgd_jax.tools.paper import load_config_file
 
 paper = load_config_file()

@@ -7,7 +7,7 @@ import pytest
 from flax import traverse_util
 
 from hfgd_jax.models.backbones import BACKBONES, channels, normalization, resnet
-from hfgd_jax.pretrained import load_backbone
+from hfgd_jax.weights.pretrained import load_backbone
 
 safetensors = pytest.importorskip("safetensors.numpy")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hfgd_jax import config as configs
-from hfgd_jax import config_checks
+from hfgd_jax.config import checks
 from hfgd_jax.errors import UserError
 from hfgd_jax.losses import total_loss
 from hfgd_jax.models import CONTEXTS, UPSAMPLERS, build_model
@@ -182,7 +182,7 @@ def test_registries_offer_what_the_config_names():
     from hfgd_jax import models
 
     assert tuple(models.BACKBONES) == configs.BACKBONES
-    assert tuple(models.backbones.NORMALIZATIONS) == config_checks.NORMALIZATIONS
+    assert tuple(models.backbones.NORMALIZATIONS) == checks.NORMALIZATIONS
     assert tuple(models.CONTEXTS) == configs.CONTEXTS
     assert tuple(models.UPSAMPLERS) == configs.UPSAMPLERS
 

@@ -15,8 +15,8 @@ from safetensors.numpy import save_file as save_arrays  # noqa: E402
 
 from hfgd_jax.models.backbones import BACKBONES  # noqa: E402
 from hfgd_jax.models.backbones.convnext import VARIANTS  # noqa: E402
-from hfgd_jax.pretrained import backbone_shapes, export_backbone, find_naming, load_backbone  # noqa: E402
-from hfgd_jax.weight_layouts import file_shape  # noqa: E402
+from hfgd_jax.weights.layouts import file_shape  # noqa: E402
+from hfgd_jax.weights.pretrained import backbone_shapes, export_backbone, find_naming, load_backbone  # noqa: E402
 
 TOLERANCE = 1e-4
 SIZES = [(224, 224), (384, 384), (513, 481)]

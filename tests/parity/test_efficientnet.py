@@ -11,7 +11,7 @@ save_file = pytest.importorskip("safetensors.torch").save_file
 
 from hfgd_jax.models.backbones import BACKBONES  # noqa: E402
 from hfgd_jax.models.layers import BatchNorm  # noqa: E402
-from hfgd_jax.pretrained import backbone_shapes, load_backbone  # noqa: E402
+from hfgd_jax.weights.pretrained import backbone_shapes, load_backbone  # noqa: E402
 
 TOLERANCE = 1e-4
 ODD, OTHER = (97, 129), (70, 100)  # sides of 32k + 1, where TensorFlow's padding is symmetric; others

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.torch").save_file
 
 from hfgd_jax.models.backbones import BACKBONES  # noqa: E402
-from hfgd_jax.pretrained import backbone_shapes, load_backbone  # noqa: E402
+from hfgd_jax.weights.pretrained import backbone_shapes, load_backbone  # noqa: E402
 
 TOLERANCE = 1e-4
 SIZES = [(224, 224), (384, 384), (513, 481)]

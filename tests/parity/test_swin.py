@@ -12,7 +12,7 @@ save_file = pytest.importorskip("safetensors.torch").save_file
 
 from hfgd_jax.models.backbones import BACKBONES  # noqa: E402
 from hfgd_jax.models.backbones.swin import VARIANTS  # noqa: E402
-from hfgd_jax.pretrained import backbone_shapes, export_backbone, load_backbone  # noqa: E402
+from hfgd_jax.weights.pretrained import backbone_shapes, export_backbone, load_backbone  # noqa: E402
 
 TOLERANCE = 1e-4
 STAGES = ["stage1", "stage2", "stage3", "stage4"]

@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the comparisons with torch need the extra [parity]")
 
-from hfgd_jax import weight_files  # noqa: E402
+from hfgd_jax.weights import files  # noqa: E402
 
 TYPES = ["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 
@@ -36,7 +36,7 @@ def test_what_torch_saves(zipped, tmp_path):
     for saved, sharing in ((state, ("transposed", "part")), (checkpoint, ())):
         torch.save(saved, path, _use_new_zipfile_serialization=zipped)
         theirs = torch.load(path, weights_only=True)
-        theirs, ours = theirs.get("state_dict", theirs), weight_files.read(path)
+        theirs, ours = theirs.get("state_dict", theirs), files.read(path)
         assert list(ours) == list(theirs)
         for name, value in theirs.items():
             assert ours[name].dtype.name == str(value.dtype).removeprefix("torch."), name

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the comparisons with torch need the extra [parity]")
 transformers = pytest.importorskip("transformers", reason="needs the extra [parity]")
 
-from hfgd_jax import saved_config, system  # noqa: E402
+from hfgd_jax.runs import saved_config, system  # noqa: E402
 from hfgd_jax.tools import export_weights, import_weights  # noqa: E402
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]

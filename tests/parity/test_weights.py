@@ -7,9 +7,9 @@ from safetensors.numpy import load_file
 
 torch = pytest.importorskip("torch", reason="the comparisons with torch need the extra [parity]")
 
-from hfgd_jax import pretrained  # noqa: E402
 from hfgd_jax.errors import UserError  # noqa: E402
-from hfgd_jax.weight_layouts import resize_position_bias  # noqa: E402
+from hfgd_jax.weights import pretrained  # noqa: E402
+from hfgd_jax.weights.layouts import resize_position_bias  # noqa: E402
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 

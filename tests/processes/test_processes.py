@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from worker import SHALLOW, flat, restored, scored, trained
 
-from hfgd_jax import checkpoints, metrics
 from hfgd_jax import config as configuration
 from hfgd_jax.data import builders
 from hfgd_jax.data.builders import shapes
-from hfgd_jax.data.source import open_split
+from hfgd_jax.data.prepared import open_split
+from hfgd_jax.evaluation import metrics
 from hfgd_jax.models.backbones import convnext
-from hfgd_jax.system import build, initial_state
+from hfgd_jax.runs import checkpoints
+from hfgd_jax.runs.system import build, initial_state
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = WORKER.parent.parent.parent

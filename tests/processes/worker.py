@@ -10,12 +10,13 @@ import numpy as np
 from absl import flags
 
 from hfgd_jax import config as configuration
-from hfgd_jax import distributed, sharding, train
-from hfgd_jax.checkpoints import Checkpoints
 from hfgd_jax.data import pipeline
-from hfgd_jax.evaluate import Evaluator
+from hfgd_jax.evaluation.evaluator import Evaluator
 from hfgd_jax.models.backbones import convnext
-from hfgd_jax.system import abstract_state, build, initial_state, open_data
+from hfgd_jax.runs.checkpoints import Checkpoints
+from hfgd_jax.runs.system import abstract_state, build, initial_state, open_data
+from hfgd_jax.runtime import processes, sharding
+from hfgd_jax.training.step import compile_step
 
 SHALLOW = {"convnext_a": convnext.VARIANTS["convnext_a"]._replace(depths=(1, 1, 1, 1))}
 
@@ -48,8 +49,8 @@ def trained(config):
     before, losses = flat(sharding.local_copy(system.mesh, state.model)), []
     with batches_of(config, system) as batches:
         batch = next(batches)
-        step = train.compile_step(system, state, batch)
-        distributed.meet("compiled")
+        step = compile_step(system, state, batch)
+        processes.meet("compiled")
         for _ in range(config.train.steps):
             state, metrics = step(state, batch)
             losses.append(float(metrics["loss"]))
@@ -75,7 +76,7 @@ def batches_of(config, system):
 
 def main(config_file, workdir, step, out, mesh):
     """Does all of it on the mesh, and writes it to `out/PROCESS_*.npz`."""
-    distributed.start()
+    processes.start()
     convnext.VARIANTS |= SHALLOW
     config = configuration.from_json(Path(config_file).read_text())
     config.mesh.update(json.loads(mesh))

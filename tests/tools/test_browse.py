@@ -11,7 +11,7 @@ from PIL import Image
 
 from hfgd_jax import config as configuration
 from hfgd_jax.data import pipeline
-from hfgd_jax.data.source import CorruptRecordError, open_split
+from hfgd_jax.data.prepared import CorruptRecordError, open_split
 from hfgd_jax.errors import UserError
 from hfgd_jax.models import backbones
 from hfgd_jax.tools import browse

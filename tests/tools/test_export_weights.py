@@ -9,10 +9,11 @@ from etils import epath
 from safetensors.numpy import load_file
 
 from hfgd_jax import config as configs
-from hfgd_jax import pretrained, system
 from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
+from hfgd_jax.runs import system
 from hfgd_jax.tools import export_weights, import_weights
+from hfgd_jax.weights import pretrained
 
 
 def make_run(workdir, method, seed=0, **changes):

@@ -11,13 +11,14 @@ from absl.testing import flagsaver
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from hfgd_jax import main, pretrained, saved_config, system
-from hfgd_jax.checkpoints import Checkpoints
+from hfgd_jax import main
 from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
-from hfgd_jax.models import foreign
+from hfgd_jax.runs import saved_config, system
+from hfgd_jax.runs.checkpoints import Checkpoints
 from hfgd_jax.tools import import_weights
-from hfgd_jax.weight_layouts import file_shape
+from hfgd_jax.weights import foreign, pretrained
+from hfgd_jax.weights.layouts import file_shape
 
 LABELS = ("sky", "road", "car", "road")
 GIVEN = {

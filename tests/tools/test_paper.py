@@ -11,8 +11,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from hfgd_jax import config as configuration
-from hfgd_jax import evaluate
 from hfgd_jax.errors import UserError
+from hfgd_jax.evaluation import evaluator
 from hfgd_jax.tools import paper as tool
 
 paper = tool.load_config_file()
@@ -178,7 +178,7 @@ def test_the_mf_command_is_what_evaluation_takes(monkeypatch):
     flags.DEFINE_string("mode", "", "", flag_values=found)
     assert found(words[2:]) == ["hfgd_jax.main"]
     config = found["config"].value
-    assert evaluate.settings(config)["scales"] == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    assert evaluator.settings(config)["scales"] == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
     assert config.eval.flip is True and found["mode"].value == "eval"
     configuration.validate(config)
 

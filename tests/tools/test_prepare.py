@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hfgd_jax.data import source
+from hfgd_jax.data import prepared
 
 
 def run(*arguments, module="hfgd_jax.tools.prepare"):
@@ -19,7 +19,7 @@ def test_prepares_and_says_where(camvid_raw, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"prepared {tmp_path / 'data' / 'camvid' / '1.0.0'}\n"
     assert done.stderr.splitlines() == ["camvid train: 6/6", "camvid val: 5/5"]
-    assert len(source.open_split(tmp_path / "data", "camvid", "train")) == 6
+    assert len(prepared.open_split(tmp_path / "data", "camvid", "train")) == 6
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from etils import epath
 from tiny_runs import tiny_config
 
-from hfgd_jax import system
 from hfgd_jax.data.labels import TABLES
+from hfgd_jax.runs import system
 from hfgd_jax.tools import import_weights, reachability
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hfgd_jax.data.source import open_split
+from hfgd_jax.data.prepared import open_split
 from hfgd_jax.errors import UserError
 from hfgd_jax.tools.sample_images import sample
 

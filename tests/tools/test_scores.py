@@ -10,7 +10,8 @@ import pytest
 
 from hfgd_jax import config as configuration
 from hfgd_jax.errors import UserError
-from hfgd_jax.tools import records, score_tables, scores, tables
+from hfgd_jax.evaluation import records
+from hfgd_jax.tools import score_tables, scores, tables
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SETTINGS = {"split": "val", "scales": [1.0], "flip": False, "details": False}

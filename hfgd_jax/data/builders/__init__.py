@@ -16,7 +16,6 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from hfgd_jax import storage
 from hfgd_jax.data.builders import base, files, parallel
 from hfgd_jax.data.builders.ade20k import Ade20k
 from hfgd_jax.data.builders.base import SegmentationBuilder
@@ -28,6 +27,7 @@ from hfgd_jax.data.builders.pascal_context import PascalContext
 from hfgd_jax.data.builders.shapes import Shapes
 from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.errors import UserError
+from hfgd_jax.runtime import storage
 
 BUILDERS: dict[str, type[SegmentationBuilder]] = {
     builder.NAME: builder

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from hfgd_jax.data import pictures
+from hfgd_jax.data import image_files
 from hfgd_jax.data.builders import files
 from hfgd_jax.data.labels import IGNORE, LabelTable, voc_colours
 from hfgd_jax.errors import UserError
@@ -134,7 +134,7 @@ class ColourMasks:
             UserError: the file cannot be read, or has colours that the table does not list.
         """
         try:
-            with pictures.opened(path) as image:
+            with image_files.opened(path) as image:
                 if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
                     raise ValueError(f"mode {image.mode}; want 8 bits a channel")
                 pixels = np.asarray(image.convert("RGB"))

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import Integer
 
-from hfgd_jax.data import pictures
+from hfgd_jax.data import image_files
 from hfgd_jax.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -117,7 +117,7 @@ def read_label(path: Path) -> Integer[np.ndarray, "h w"]:
         UserError: the file cannot be read, or has several channels (ColourLabelError).
     """
     try:
-        with pictures.opened(path) as image:
+        with image_files.opened(path) as image:
             ids = np.asarray(image)
     except Exception as error:  # decoders raise many kinds on bad bytes
         raise UserError(f"{path}: label cannot be read ({error})") from None
@@ -137,8 +137,8 @@ def read_mat(path: Path, key: str) -> Integer[np.ndarray, "h w"]:
 
     try:
         shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
-        if math.prod(shapes.get(key, ())) > pictures.MAX_PIXELS:
-            raise ValueError(f"{key!r} is of shape {shapes[key]}: more than {pictures.MAX_PIXELS} values")
+        if math.prod(shapes.get(key, ())) > image_files.MAX_PIXELS:
+            raise ValueError(f"{key!r} is of shape {shapes[key]}: more than {image_files.MAX_PIXELS} values")
         ids = scipy.io.loadmat(path, variable_names=[key]).get(key)
     except Exception as error:  # scipy and zlib raise many kinds
         raise UserError(f"{path}: label cannot be read ({error})") from None
@@ -156,8 +156,8 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
         UserError: it cannot be decoded.
     """
     try:
-        image = pictures.decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except pictures.TooLargeError as error:
+        image = image_files.decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except image_files.TooLargeError as error:
         raise UserError(f"{name}: image has {error}") from None
     if image is None:
         raise UserError(f"{name}: image cannot be decoded ({len(data)} bytes; truncated or not an image)")
@@ -166,5 +166,5 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 
 def looks_like_ids(data: bytes) -> bool:
     """Whether an encoded picture has one channel (or a palette) and few values, as label files have."""
-    with pictures.opened(data) as image:
+    with image_files.opened(data) as image:
         return image.mode in ("1", "L", "P", "I", "I;16") and len(np.unique(np.asarray(image))) <= 64

@@ -1,0 +1,175 @@
+"""Pictures of masks: index PNGs, overlays, legends and comparisons. A file appears whole or not at all."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int, Integer, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from hfgd_jax.runtime.storage import write_atomically
+
+IGNORE = 255
+IGNORE_COLOR = (224, 224, 192)  # of index 255 in a mask file, VOC's "void"
+
+Palette = Sequence[Sequence[int]]
+
+_MARGIN, _TEXT, _PAPER, _INK = 8, 15, (255, 255, 255), (32, 32, 32)
+_PANEL_WIDTHS = (320, 960)  # panels of a comparison are scaled to lie between these
+
+
+def write_mask(path: epath.PathLike, mask: Int[np.ndarray, "h w"], palette: Palette) -> None:
+    """Writes class ids as an 8-bit index PNG that viewers show in the palette's colours; 255 stays 255.
+
+    Args:
+        path: the PNG file; its folder must exist.
+        mask: class ids 0-254 and 255 for ignored, of any integer type.
+        palette: K colours, each three integers 0-255.
+
+    Raises:
+        ValueError: an id that is neither in the palette nor 255.
+    """
+    mask = _checked(mask, palette)
+    image = Image.fromarray(mask)
+    image.putpalette(_lookup(palette).tobytes())
+    _write(path, image, format="PNG", optimize=False)
+
+
+def write_image(path: epath.PathLike, image: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Writes RGB as PNG or, for a name in .jpg or .jpeg, as JPEG (quality 92); the folder must exist."""
+    picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.uint8))
+    if epath.Path(path).suffix.lower() in (".jpg", ".jpeg"):
+        _write(path, picture, format="JPEG", quality=92, subsampling=0)
+    else:
+        _write(path, picture, format="PNG")
+
+
+def write_ids(path: epath.PathLike, ids: Integer[np.ndarray, "h w"]) -> None:
+    """Writes ids as a grey PNG without a palette: 8 bits for uint8, 16 bits for uint16."""
+    _write(path, Image.fromarray(np.ascontiguousarray(ids)), format="PNG")
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"], mask: Int[np.ndarray, "h w"], palette: Palette, alpha: float = 0.5
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Blends the classes' colours over the image; pixels of id 255 stay as they are.
+
+    Args:
+        image: uint8 RGB.
+        mask: class ids, of the image's height and width.
+        palette: K colours, each three integers 0-255.
+        alpha: weight of the colour, 0 (image only) to 1 (colour only); kept to 1/256.
+
+    Raises:
+        ValueError: sizes that differ, or an id that is neither in the palette nor 255.
+    """
+    mask = _checked(mask, palette)
+    if image.shape != (*mask.shape, 3):
+        raise ValueError(f"image {image.shape} and mask {mask.shape} differ in size")
+    weight = np.uint16(round(256 * alpha))
+    colors = _lookup(palette).astype(np.uint16) * weight + 128  # at most 255 * 256 + 128: fits 16 bits
+    blended = ((image.astype(np.uint16) * (256 - weight) + colors[mask]) >> 8).astype(np.uint8)
+    return np.where((mask == IGNORE)[..., None], image, blended)
+
+
+def legend(classes: Sequence[str], palette: Palette, width: int) -> UInt8[np.ndarray, "h width 3"]:
+    """A strip of coloured squares with the classes' names, in as many lines as `width` pixels need."""
+    font = _font()
+    canvas = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    square, line = _TEXT, _TEXT + 9
+    places, x, y = [], _MARGIN, _MARGIN
+    for name in classes:
+        advance = square + 6 + int(np.ceil(canvas.textlength(name, font=font))) + 18
+        if x > _MARGIN and x + advance - 18 > width - _MARGIN:
+            x, y = _MARGIN, y + line
+        places.append((x, y))
+        x += advance
+    strip = Image.new("RGB", (width, y + line), _PAPER)
+    canvas = ImageDraw.Draw(strip)
+    for name, color, (x, y) in zip(classes, palette, places, strict=False):
+        box = (x, y, x + square - 1, y + square - 1)
+        canvas.rectangle(box, fill=tuple(int(c) for c in color), outline=(128, 128, 128))
+        canvas.text((x + square + 6, y + square / 2), name, fill=_INK, font=font, anchor="lm")
+    return np.asarray(strip)
+
+
+def side_by_side(
+    image: UInt8[np.ndarray, "h w 3"],
+    prediction: Int[np.ndarray, "h w"],
+    label: Int[np.ndarray, "h w"] | None,
+    palette: Palette,
+    classes: Sequence[str],
+    *,
+    alpha: float = 0.6,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Image, prediction and label next to each other, titled, above a legend of the classes in sight.
+
+    The image may be of another size than the masks (it is resized to theirs); small pictures are enlarged
+    and large ones reduced, so the size of the result is not the image's.
+
+    Args:
+        image: uint8 RGB.
+        prediction: class ids.
+        label: class ids, 255 for ignored (shown as the bare image), of the prediction's size; None for none.
+        palette: K colours, each three integers 0-255.
+        classes: K names.
+        alpha: weight of the colours.
+    """
+    size = (prediction.shape[1], prediction.shape[0])
+    if image.shape[:2] != prediction.shape:
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    panels = {"image": image, "prediction": overlay(image, prediction, palette, alpha)}
+    masks = [prediction]
+    if label is not None:
+        panels["label"] = overlay(image, label, palette, alpha)
+        masks.append(label)
+    pictures = [_panel(picture, title) for title, picture in panels.items()]
+    gap = np.full((pictures[0].shape[0], _MARGIN, 3), _PAPER, np.uint8)
+    row = np.concatenate([gap] + [part for picture in pictures for part in (picture, gap)], axis=1)
+    seen = [k for k in np.unique(np.concatenate([m.ravel() for m in masks])) if k != IGNORE]
+    strip = legend([classes[k] for k in seen], [palette[k] for k in seen], row.shape[1])
+    return np.concatenate([row, strip], axis=0)
+
+
+def _panel(picture: np.ndarray, title: str) -> np.ndarray:
+    low, high = _PANEL_WIDTHS
+    height, width = picture.shape[:2]
+    view = Image.fromarray(picture)
+    if width < low:
+        factor = -(-low // width)
+        view = view.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+    elif width > high:
+        view = view.resize((high, max(1, round(height * high / width))), Image.Resampling.BOX)
+    top = _TEXT + 11
+    sheet = Image.new("RGB", (view.width, view.height + top), _PAPER)
+    sheet.paste(view, (0, top))
+    ImageDraw.Draw(sheet).text((0, top / 2), title, fill=_INK, font=_font(), anchor="lm")
+    return np.asarray(sheet)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(_TEXT)  # the font that comes with Pillow: the same on every machine
+
+
+def _checked(mask: np.ndarray, palette: Palette) -> np.ndarray:
+    mask = np.asarray(mask)
+    known = (mask >= 0) & (mask < len(palette)) | (mask == IGNORE)
+    if not known.all():
+        raise ValueError(
+            f"mask: id {int(mask[~known][0])} is neither in the palette of {len(palette)} nor 255"
+        )
+    return np.ascontiguousarray(mask, dtype=np.uint8)
+
+
+def _lookup(palette: Palette) -> UInt8[np.ndarray, "256 3"]:
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(palette)] = np.asarray(palette, np.uint8)
+    colors[IGNORE] = IGNORE_COLOR
+    return colors
+
+
+def _write(path: epath.PathLike, image: Image.Image, **options) -> None:
+    encoded = io.BytesIO()
+    image.save(encoded, **options)
+    write_atomically(path, encoded.getvalue())

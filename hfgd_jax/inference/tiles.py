@@ -1,0 +1,142 @@
+"""Pictures of any size in, masks out: a large one in tiles, whose size alone bounds the memory.
+
+A tile is a part of the picture with a margin that its neighbours cover too; each is predicted as a picture of
+its own (all scales, mirror images and windows) and gives the mask up to the middle of the overlap. Nothing of
+the whole picture's size but the picture and its mask is ever held. Tiles are not averaged (reading): the
+margin is thrown away, which needs no logits beyond the tile. They start where every scale keeps the grid of
+the model's features, so that a convolutional model predicts, a receptive field away from a tile's border,
+what it predicts for the whole.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from hfgd_jax.data import augment, canvases, pipeline
+from hfgd_jax.inference import sliding
+from hfgd_jax.inference.views import Inference, Variables
+
+Size = tuple[int, int]  # height, width
+
+MAX_SIDE = 2048  # pixels; a picture with a longer side, as stored or as seen at scale 1, is cut into tiles
+TILE = 1024  # pixels, as seen at scale 1: a tile's side where `eval.window` names none
+
+
+class Prediction(NamedTuple):
+    """A mask of the picture's size, uint8 train ids, and the number of tiles that it was made of."""
+
+    mask: UInt8[np.ndarray, "h w"]
+    tiles: int
+
+
+class Span(NamedTuple):
+    """A tile along one axis: it sees pixels `start` to `stop` and gives the mask from `first` to `last`."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+class Predictor:
+    """Masks of single pictures; `plan` first where the sizes of many are known, and few shapes compile.
+
+    Attributes:
+        tile: height and width of a tile, at most, in the picture's own pixels: `eval.window` or `TILE` as
+            seen at scale 1, less what is needed for whole steps.
+        max_side: a longer side is cut into tiles.
+    """
+
+    def __init__(
+        self,
+        inference: Inference,
+        variables: Variables,
+        mean_pixel: Float[np.ndarray, "3"],
+        max_side: int = MAX_SIDE,
+    ):
+        self.inference, self.max_side = inference, max_side
+        self._variables, self._mean_pixel = variables, mean_pixel
+        self._scales = [augment.as_fraction(scale) for scale in inference.scales]
+        window = inference.window or (TILE, TILE)
+        # A multiple of it is a multiple of 32 pixels at every scale p / q, hence on every feature's grid.
+        aligned = sliding.COARSEST * math.lcm(*(scale.denominator for scale in self._scales))
+        smallest = min(window) / inference.input_scale
+        self._step = aligned if 2 * aligned <= smallest else sliding.COARSEST
+        height, width = (
+            max(2, int(side / inference.input_scale / self._step)) * self._step for side in window
+        )
+        self.tile = (height, width)
+        self._canvases: dict[Size, canvases.Canvas] = {}
+
+    def plan(self, sizes: Sequence[Size]) -> None:
+        """Chooses the canvases for pictures of these heights and widths, as evaluation would."""
+        seen = sorted({self._seen(size) for size in sizes})
+        for canvas, (index,) in canvases.plan(seen, 1, self._scales, self.inference.geometry):
+            self._canvases[seen[index]] = canvas
+
+    def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> Prediction:
+        """The mask of an RGB picture as it is stored, at its own size."""
+        size = picture.shape[:2]
+        seen = self._seen(size)
+        if seen not in self._canvases:
+            self.plan([size])
+        canvas = self._canvases[seen]
+        if not self._is_large(size):
+            return Prediction(self._mask(picture, canvas), 1)
+        mask = np.empty(size, np.uint8)
+        rows, columns = (
+            spans(side, tile, self._step, self.inference.overlap)
+            for side, tile in zip(size, self.tile, strict=True)
+        )
+        for y in rows:
+            for x in columns:
+                part = self._mask(picture[y.start : y.stop, x.start : x.stop], canvas)
+                inner = part[y.first - y.start : y.last - y.start, x.first - x.start : x.last - x.start]
+                mask[y.first : y.last, x.first : x.last] = inner
+        return Prediction(mask, len(rows) * len(columns))
+
+    def _is_large(self, size: Size) -> bool:
+        return max(size) * max(1.0, self.inference.input_scale) > self.max_side
+
+    def _seen(self, size: Size) -> Size:
+        """What the model sees at once of a picture, in the picture's pixels."""
+        if not self._is_large(size):
+            return size
+        height, width = (tile_side(*sides, self._step) for sides in zip(size, self.tile, strict=True))
+        return height, width
+
+    def _mask(self, picture: np.ndarray, canvas: canvases.Canvas) -> np.ndarray:
+        views = pipeline.views(picture, self.inference.scales, canvas, self._mean_pixel)
+        views = [{key: value[None] for key, value in view.items()} for view in views]
+        size = np.array([picture.shape[:2]], np.int32)
+        mask = self.inference.masks(self._variables, views, size, canvas.label)
+        return np.asarray(mask)[0, : size[0, 0], : size[0, 1]]
+
+
+def tile_side(length: int, tile: int, step: int) -> int:
+    """What a tile sees along an axis: the largest side up to `tile` that leaves whole steps of the picture.
+
+    Tiles then start whole steps from either end, and keep the grid of a mirror image as well.
+    """
+    return length if length <= tile else tile - (tile - length) % step
+
+
+def spans(length: int, tile: int, step: int, overlap: float) -> list[Span]:
+    """The tiles along one axis, which together give each pixel once; all of one size (see `tile_side`).
+
+    Args:
+        length: of the picture.
+        tile: of a tile, at most.
+        step: tiles start on its multiples.
+        overlap: the share of a tile, at least, that the next one covers too; each gives half of it.
+    """
+    tile = tile_side(length, tile, step)
+    stride = max(step, int(tile * (1 - overlap) + 1e-6) // step * step)
+    starts = [*range(0, length - tile, stride), length - tile]
+    middles = [start + (before + tile - start) // 2 for before, start in itertools.pairwise(starts)]
+    firsts, lasts = [0, *middles], [*middles, length]
+    return [Span(s, s + tile, first, last) for s, first, last in zip(starts, firsts, lasts, strict=True)]

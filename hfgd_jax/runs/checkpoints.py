@@ -1,0 +1,382 @@
+"""Checkpoints of a run: `WORKDIR/checkpoints/STEP` (the latest N) and `WORKDIR/best/STEP` (the best mIoU).
+
+Each holds the items `model` (params, batch_stats), `meta` (step, config, label table, mIoU where known, and
+what the arrays are checked with: `runs/checkpoint_files.py`) and, in `checkpoints/`, `training` (step,
+opt_state, rng). The data position is the step itself. Orbax writes to a temporary name and renames, so that a
+save cut short is never taken for a checkpoint. What turns out to be damaged is moved to `WORKDIR/damaged/` by
+the training.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from hfgd_jax import config as configuration
+from hfgd_jax.data.labels import LabelTable
+from hfgd_jax.errors import StuckError, UserError, warn
+from hfgd_jax.runs import checkpoint_files
+from hfgd_jax.runs.checkpoint_files import DamagedError, Tree
+from hfgd_jax.runtime import storage
+
+_FOLDERS = ("checkpoints", "best")
+_LOOK = 0.01  # seconds between two looks at a save that is waited for
+
+
+@dataclasses.dataclass
+class _Save:
+    """A save under way; times in seconds, from `time.perf_counter`."""
+
+    step: int
+    start: float
+    blocked: float | None = None  # how long the loop stood still
+    end: float | None = None  # when it was on disk
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. `read_only` never writes, creates, moves or tidies.
+
+    Args:
+        workdir: of the run.
+        keep: how many of the latest stay.
+        timeout: seconds that a save may take.
+        read_only: for everything but training.
+
+    Raises:
+        UserError: the workdir cannot be written to.
+    """
+
+    def __init__(
+        self,
+        workdir: str | epath.Path,
+        *,
+        keep: int = 1,
+        timeout: float = 1800.0,
+        read_only: bool = False,
+    ):
+        self.workdir = storage.absolute(epath.Path(workdir).expanduser())  # orbax wants it absolute
+        self.timeout = timeout
+        self._saves: dict[str, _Save] = {}  # the last one of each folder
+        self._done: list[_Save] = []  # and not told of yet
+        self._best_mean_iou: float | None = None
+        self._managers = {} if read_only else {"checkpoints": self._manager("checkpoints", keep)}
+        if not read_only:
+            self._managers["best"] = self._manager("best", 1)
+
+    def _manager(self, folder: str, keep: int) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            # Saves of both folders may be under way at once: each has barriers of its own.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder),
+            async_options=ocp.options.AsyncOptions(
+                timeout_secs=max(1, math.ceil(self.timeout)),
+                post_finalization_callback=lambda: self._committed(folder),
+            ),
+        )
+        handlers = {
+            "model": ocp.StandardCheckpointHandler(),
+            "training": ocp.StandardCheckpointHandler(),
+            "meta": ocp.JsonCheckpointHandler(),
+        }
+        try:
+            return ocp.CheckpointManager(self.workdir / folder, options=options, item_handlers=handlers)
+        except OSError as error:
+            raise UserError(f"--workdir={self.workdir}: cannot be written to ({error})") from error
+
+    def _steps(self, folder: str) -> list[int]:
+        path = self.workdir / folder
+        return sorted(ocp.utils.checkpoint_steps(path)) if path.exists() else []
+
+    def latest_step(self) -> int | None:
+        """The last step saved, None where there is none."""
+        return max(self._steps("checkpoints"), default=None)
+
+    def best_mean_iou(self) -> float | None:
+        """The mIoU of the best checkpoint, None where there is none. Raises DamagedError."""
+        if self._best_mean_iou is None and (steps := self._steps("best")):
+            self._best_mean_iou = checkpoint_files.read_meta(self.workdir / "best" / str(steps[-1]))["mIoU"]
+        return self._best_mean_iou
+
+    def config(self) -> str | None:
+        """The config, as JSON, in the latest checkpoint that can be read; None where there is none."""
+        for step in reversed(self._steps("checkpoints")):
+            with contextlib.suppress(DamagedError):
+                return json.dumps(
+                    checkpoint_files.read_meta(self.workdir / "checkpoints" / str(step))["config"]
+                )
+        return None
+
+    # -- writing --
+
+    def save(self, step: int, model: Tree, training: Tree, meta: Mapping[str, Any]) -> None:
+        """Starts writing a checkpoint; returns before it is on disk. A step already saved is left alone.
+
+        Raises:
+            UserError: this or an earlier save failed or took too long; the earlier checkpoints are whole.
+        """
+        self._write("checkpoints", step, {"model": model, "training": training}, meta)
+
+    def save_best(self, step: int, model: Tree, meta: Mapping[str, Any]) -> None:
+        """Like `save`, of the model alone, in place of the best one so far; `meta` has its `mIoU`."""
+        self._write("best", step, {"model": model}, meta)
+        self._best_mean_iou = meta["mIoU"]
+
+    def _write(self, folder: str, step: int, items: Mapping[str, Tree], meta: Mapping[str, Any]) -> None:
+        manager, start = self._managers[folder], time.perf_counter()
+        if step in manager.all_steps():
+            return
+        if not storage.is_remote(self.workdir) and not (self.workdir / folder).is_dir():
+            raise UserError(  # orbax would make a new one, in which the rest of the run is missing
+                f"--workdir={self.workdir}: was removed while the run wrote to it (at step {step}); put it "
+                "back, or start again in another"
+            )
+        with self._reporting(step):
+            self._settle(folder)
+            args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+            args["meta"] = ocp.args.JsonSave(checkpoint_files.seal(meta, items))
+            save = self._saves[folder] = _Save(step, start)
+            manager.save(step, args=ocp.args.Composite(**args), force=True)
+            save.blocked = time.perf_counter() - start
+
+    def _committed(self, folder: str) -> None:
+        save = self._saves[folder]
+        save.end = time.perf_counter()
+        if folder == "checkpoints":
+            self._done.append(save)
+
+    def finished(self) -> list[dict[str, float]]:
+        """What is to be told of those saves of `save` that have ended since the last call.
+
+        Returns:
+            Of each: `saved_step`; `save_seconds` that the loop stood still for it; `save_total_seconds` until
+            it was on disk. On process 0; the others know of no end.
+
+        Raises:
+            StuckError: a save has been going on for longer than the timeout.
+        """
+        for folder in self._saves:
+            self._check_time(folder)
+        done = [save for save in self._done if save.blocked is not None]
+        for save in done:
+            self._done.remove(save)  # in place: the background adds to it
+        return [
+            {
+                "saved_step": save.step,
+                "save_seconds": save.blocked,
+                "save_total_seconds": save.end - save.start,
+            }
+            for save in done
+        ]
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; raises UserError where it could not be written."""
+        for folder in self._managers:
+            with self._reporting(None):
+                self._settle(folder)
+
+    def close(self) -> None:
+        """Waits for what is under way (its errors too) and lets go of the folders."""
+        self.wait()
+        for manager in self._managers.values():
+            manager.close()
+
+    def _settle(self, folder: str) -> None:
+        """Waits for the save under way in a folder, no longer than its timeout; raises what it died of."""
+        manager = self._managers[folder]
+        while manager.is_saving_in_progress():
+            self._check_time(folder)
+            time.sleep(_LOOK)
+        manager.wait_until_finished()
+
+    def _check_time(self, folder: str) -> None:
+        save = self._saves[folder]
+        late = time.perf_counter() - save.start > self.timeout
+        if late and self._managers[folder].is_saving_in_progress():
+            raise StuckError(self._too_long(save.step))
+
+    def _too_long(self, step: int | None) -> str:
+        return (
+            f"config.checkpoint.timeout={self.timeout:g}: the save of step {step} to {self.workdir} took "
+            f"longer; checkpoints that are whole: {[s for s in self._steps('checkpoints') if s != step]}. "
+            "See to the storage, or allow more seconds, and run the same command again"
+        )
+
+    @contextlib.contextmanager
+    def _reporting(self, step: int | None) -> Iterator[None]:
+        """Turns whatever a save died of into one line that says what is left."""
+        try:
+            yield
+        except UserError:
+            raise
+        except TimeoutError as error:
+            raise UserError(self._too_long(step)) from error
+        except Exception as error:  # tensorstore and orbax raise many kinds
+            if _is_of_another(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"checkpoint in {self.workdir}{'' if step is None else f' at step {step}'}: could not be "
+                f"written ({type(error).__name__}: {reason}); checkpoints still whole: "
+                f"{self._steps('checkpoints')}. Make room and run the same command again"
+            ) from error
+
+    # -- reading --
+
+    def restore(self, step: int, model: Tree, training: Tree) -> tuple[Tree, Tree]:
+        """The model and training items of `step`, laid out like the given abstract trees.
+
+        Raises:
+            DamagedError: they are not what was saved.
+            UserError: the checkpoint is of another model; the differing leaves are named.
+        """
+        wanted = {"model": model, "training": training}
+        items = checkpoint_files.read(self.workdir / "checkpoints" / str(step), wanted)
+        return items["model"], items["training"]
+
+    def resume(self, model: Tree, training: Tree) -> tuple[int, Tree, Tree] | None:
+        """Step, model and training items of the latest checkpoint that is whole; None where there is none.
+
+        Later ones that are damaged are told of and moved to `WORKDIR/damaged/`; so is a damaged best one.
+
+        Raises:
+            UserError: there are checkpoints, and all are damaged (none is moved), or of another model.
+        """
+        damaged: dict[int, DamagedError] = {}
+        for step in reversed(_of_process_0(self._steps("checkpoints"))):
+            try:
+                items = self.restore(step, model, training)
+            except DamagedError as error:
+                damaged[step] = error
+                continue
+            for bad, reason in damaged.items():
+                self._put_aside("checkpoints", bad, reason, f"going on from step {step}")
+            self._check_best()
+            return step, *items
+        if damaged:
+            raise UserError(
+                f"--workdir={self.workdir}: every checkpoint is damaged ({_reasons(damaged)}); nothing was "
+                "changed. Bring back a copy of one, or start again in another --workdir"
+            )
+        self._check_best()
+        return None
+
+    def _check_best(self) -> None:
+        for step in _of_process_0(self._steps("best")):
+            problem = None
+            try:
+                checkpoint_files.read_meta(self.workdir / "best" / str(step))
+            except DamagedError as error:
+                problem = error
+            if _of_process_0([int(problem is not None)])[0]:
+                reason = problem or DamagedError(f"checkpoint {self.workdir}/best/{step} is damaged")
+                self._put_aside("best", step, reason, "the next evaluation saves a new one")
+
+    def _put_aside(self, folder: str, step: int, reason: DamagedError, then: str) -> None:
+        """Moves a damaged checkpoint to a free name in `WORKDIR/damaged/`, and tells it."""
+        if jax.process_index() == 0:
+            name = str(step) if folder == "checkpoints" else f"{folder}-{step}"
+            target, number = self.workdir / "damaged" / name, 1
+            while target.exists():
+                target, number = target.with_name(f"{name}.{number}"), number + 1
+            try:
+                target.parent.mkdir(exist_ok=True)
+                (self.workdir / folder / str(step)).rename(target)
+            except OSError as error:
+                raise UserError(f"{reason}; and it cannot be moved to {target} ({error})") from error
+            warn(f"{reason}; moved to {target}; {then}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"moved {folder}/{step}")
+        self._managers[folder].reload()
+
+    def find(self, which: str) -> tuple[str, int]:
+        """The folder (`checkpoints` or `best`) and step that `which` means: `latest`, `best` or a step.
+
+        Raises:
+            UserError: there is no such checkpoint; those that exist are listed.
+        """
+        steps = {folder: self._steps(folder) for folder in _FOLDERS}
+        if which == "latest" and steps["checkpoints"]:
+            return "checkpoints", steps["checkpoints"][-1]
+        if which == "best" and steps["best"]:
+            return "best", steps["best"][-1]
+        for folder, present in steps.items():
+            if which.isdigit() and int(which) in present:
+                return folder, int(which)
+        raise UserError(
+            f"--checkpoint={which}: not in {self.workdir}; it holds steps {steps['checkpoints']}, "
+            f"best {steps['best']}"
+        )
+
+    def restore_model(self, which: str, model: Tree) -> tuple[int, Tree, LabelTable]:
+        """The step, the model item and the label table of the checkpoint that `which` means (see `find`).
+
+        Where the latest is damaged, that is told, and the one before it is taken.
+
+        Raises:
+            DamagedError: the one that was named, the best one, or every one, is damaged.
+            UserError: there is no such checkpoint, or it is of another model.
+        """
+        folder, step = self.find(which)
+        steps, damaged = [step], {}
+        if which == "latest":
+            steps = _of_process_0([s for s in self._steps(folder) if s <= step])[::-1]
+        for candidate in steps:
+            path = self.workdir / folder / str(candidate)
+            try:
+                items = checkpoint_files.read(path, {"model": model})
+            except DamagedError as error:
+                damaged[candidate] = error
+                continue
+            for reason in damaged.values():
+                if jax.process_index() == 0:
+                    warn(f"{reason}; taking step {candidate} instead")
+            table = LabelTable.from_json(json.dumps(checkpoint_files.read_meta(path)["table"]))
+            return candidate, items["model"], table
+        others = "--checkpoint=latest" if which == "best" else "another --checkpoint"
+        raise DamagedError(f"--checkpoint={which}: {_reasons(damaged)}; use {others}")
+
+
+def _of_process_0(numbers: list[int]) -> list[int]:
+    """Process 0's whole numbers, on every process: shared file systems may show each another moment."""
+    if jax.process_count() == 1:
+        return numbers
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
+    mine = np.zeros(count, np.int32)
+    if jax.process_index() == 0:
+        mine[:] = numbers
+    return np.asarray(multihost_utils.broadcast_one_to_all(mine)).tolist() if count else []
+
+
+def _is_of_another(error: BaseException | None) -> bool:
+    """Whether a save died of another process' end, which nobody has to see to: all are started again."""
+    while error is not None and jax.process_count() > 1:
+        words = str(error).lower()
+        if isinstance(error, jax.errors.JaxRuntimeError) or "barrier" in words or "gloo" in words:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _reasons(damaged: Mapping[int, DamagedError]) -> str:
+    return "; ".join(str(error) for error in damaged.values())
+
+
+def meta(step: int, config: ConfigDict, table: LabelTable, **more: Any) -> dict[str, Any]:
+    """The `meta` item: what a reader of the checkpoint needs besides arrays."""
+    return {
+        "step": step,
+        "config": json.loads(configuration.to_json(config)),
+        "table": json.loads(table.to_json()),
+        **more,
+    }

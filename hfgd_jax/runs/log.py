@@ -1,0 +1,188 @@
+"""What a run tells while it goes: the progress line, `metrics.jsonl`, `metrics.json`, TensorBoard events."""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+from etils import epath
+from tensorboardX import SummaryWriter
+
+from hfgd_jax.errors import UserError
+from hfgd_jax.runtime import storage
+
+_UPLOAD_PAUSE = 60.0  # seconds from one copying of events into a bucket to the next
+_UPLOAD_MOST = 4 * 2**20  # bytes of an event file in a bucket, which is copied whole; then comes another
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Stopwatch:
+    """Where a window's time went. Pauses (evaluation, saving) are left out of rates and ETA."""
+
+    def __init__(self, images: int = 0):
+        self.start, self.images = time.perf_counter(), images
+        self.waiting = self.paused = 0.0
+
+    def rates(self, images: int) -> dict[str, float]:
+        """`images_per_second` and `data_wait` (a fraction) since the stopwatch stood at fewer `images`."""
+        spent = max(time.perf_counter() - self.start - self.paused, 1e-9)
+        return {
+            "images_per_second": (images - self.images) / spent,
+            "data_wait": self.waiting / spent,
+        }
+
+
+class RunLog:
+    """Writes a run's records into its workdir and its progress to `stream`. Only process 0 writes.
+
+    On a terminal one line is kept up to date; elsewhere each record is a line of its own.
+    """
+
+    def __init__(self, workdir: epath.Path, total_steps: int, *, step: int = 0, stream: TextIO = sys.stdout):
+        self.workdir, self.total = workdir, total_steps
+        self.stream, self.tty = stream, stream.isatty()
+        self.active = jax.process_index() == 0
+        self.mean_iou: float | None = None
+        self._open_line = False
+        if self.active:
+            _refuse_foreign(workdir, step)
+            self._lines = storage.Lines(workdir / "metrics.jsonl", lambda record: record["step"] <= step)
+            for record in storage.records(workdir / "metrics.jsonl"):
+                self.mean_iou = record.get("mIoU", self.mean_iou)
+            # purge_step hides what an interrupted run wrote past the step it restarts from.
+            self._events = _Events(workdir / "tensorboard", purge_step=step + 1)
+
+    def say(self, text: str) -> None:
+        """A plain line."""
+        if self.active:
+            self.stream.write(("\n" if self._open_line else "") + text + "\n")
+            self.stream.flush()
+            self._open_line = False
+
+    def progress(self, step: int, loss: float, rates: dict[str, float], batch_size: int) -> None:
+        """The line with step, loss, mIoU so far, images/s, data-wait and ETA."""
+        if not self.active:
+            return
+        speed = rates["images_per_second"]
+        left = (self.total - step) * batch_size / speed if speed else float("inf")
+        line = (
+            f"step {step}/{self.total}  loss {loss:.4f}  "
+            f"mIoU {'-' if self.mean_iou is None else format(self.mean_iou, '.4f')}  "
+            f"{speed:.1f} images/s  data-wait {rates['data_wait']:.0%}  "
+            f"ETA {duration(left) if left < 1e7 else '-'}"
+        )
+        self.stream.write(f"\r\x1b[K{line}" if self.tty else line + "\n")
+        self._open_line = self.tty
+        self.stream.flush()
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """A line of `metrics.jsonl` and a point in each TensorBoard curve. None and NaN become null."""
+        if not self.active:
+            return
+        clean = {k: (v if v is None or np.isfinite(v) else None) for k, v in values.items()}
+        self._lines.add({"step": step} | clean)
+        for name, value in clean.items():
+            if value is not None:
+                self._events.writer.add_scalar(name, value, step)
+        self._events.flush()
+
+    def evaluated(self, step: int, summary: dict[str, Any]) -> None:
+        """Writes `metrics.json` and records the means of an evaluation."""
+        self.mean_iou = summary["mIoU"]
+        write_metrics(self.workdir, step, summary)
+        self.record(step, {k: v for k, v in summary.items() if not isinstance(v, dict)})
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Adds a uint8 `[H, W, 3]` picture to the TensorBoard events."""
+        if self.active:
+            self._events.writer.add_image(name, image, step, dataformats="HWC")
+
+    def recorded_evaluation(self, step: int) -> bool:
+        """Whether `metrics.jsonl` holds an evaluation of `step`."""
+        found = storage.records(self.workdir / "metrics.jsonl")
+        return any(record["step"] == step and "mIoU" in record for record in found)
+
+    def flush(self) -> None:
+        """Returns when all is in the workdir: a checkpoint's records must be there when a run goes on."""
+        if self.active:
+            self._lines.flush()
+            self._events.flush(now=True)
+
+    def close(self) -> None:
+        """Ends an open progress line and flushes the records and events."""
+        if self.active:
+            if self._open_line:
+                self.stream.write("\n")
+            self._lines.flush()
+            self._events.close()
+
+
+def _refuse_foreign(workdir: epath.Path, step: int) -> None:
+    """Files of these names in a folder that holds no run are somebody else's, and would be lost."""
+    if step or (workdir / "config.json").exists():
+        return
+    for name in ("metrics.jsonl", "metrics.json"):
+        if (workdir / name).exists():
+            raise UserError(f"--workdir={workdir}: holds no run, but a {name}; use another --workdir")
+
+
+class _Events:
+    """TensorBoard events in a folder; those for a bucket are written here and copied there now and then."""
+
+    def __init__(self, folder: epath.Path, purge_step: int):
+        self.folder, self._staging = folder, None
+        self._copied, self._when = 0, time.monotonic()
+        if storage.is_remote(folder):
+            self._staging = tempfile.TemporaryDirectory()
+        self.writer = self._open(purge_step)
+
+    def _open(self, purge_step: int | None) -> SummaryWriter:
+        if not self._staging:
+            return SummaryWriter(str(self.folder), purge_step=purge_step)
+        name = f".{time.time_ns()}"  # TensorBoard reads the files in the order of their names
+        return SummaryWriter(self._staging.name, purge_step=purge_step, filename_suffix=name)
+
+    def flush(self, *, now: bool = False) -> None:
+        """Writes the events; into a bucket at most once a minute, or `now`."""
+        self.writer.flush()
+        if self._staging and (now or time.monotonic() - self._when >= _UPLOAD_PAUSE):
+            self._copy()
+
+    def close(self) -> None:
+        """Writes all events and ends."""
+        self.writer.close()
+        if self._staging:
+            self._copy()
+            self._staging.cleanup()
+
+    def _copy(self) -> None:
+        self._when = time.monotonic()
+        files = sorted(Path(self._staging.name).iterdir(), key=lambda file: file.stat().st_mtime)
+        size = sum(file.stat().st_size for file in files)
+        if size != self._copied:
+            for file in files:
+                storage.write_atomically(self.folder / file.name, file.read_bytes())
+            self._copied = size
+        if size >= _UPLOAD_MOST:
+            self.writer.close()
+            for file in files:
+                file.unlink()
+            self._copied, self.writer = 0, self._open(None)
+
+
+def write_metrics(workdir: epath.Path, step: int, summary: dict[str, Any]) -> None:
+    """Writes `metrics.json`, the last evaluation: step, mIoU, pixel_accuracy, mean_accuracy, per_class."""
+    if jax.process_index() == 0:
+        storage.write_atomically(
+            workdir / "metrics.json", json.dumps({"step": step} | summary, indent=2) + "\n"
+        )

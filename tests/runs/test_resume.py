@@ -1,0 +1,77 @@
+"""Runs that are killed or stopped, as real processes, end like one left alone."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from hfgd_jax import config as configuration
+from hfgd_jax.runs.checkpoints import Checkpoints
+from hfgd_jax.runs.system import build, make_init
+
+
+def start(workdir, shapes_dir, env):
+    command = [sys.executable, "-m", "hfgd_jax.main", "--config=configs/demo.py:tiny,method=fcn"]
+    command += [
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={shapes_dir}",
+        "--config.mesh.data=1",
+        "--config.train.steps=12",
+    ]
+    command += ["--config.checkpoint.every=3", "--config.eval.every=5"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def final_state(workdir, step=12):
+    config = configuration.from_json((workdir / "config.json").read_text())
+    state = jax.eval_shape(make_init(build(config)), jax.random.PRNGKey(0))
+    saved = Checkpoints(workdir, read_only=True)
+    return jax.device_get(saved.restore(step, state.model, state.training))
+
+
+def lines_until(process, wanted):
+    for line in process.stdout:
+        if wanted(line):
+            return line
+    raise AssertionError(f"the run ended (exit {process.wait()}) before the line came")
+
+
+def test_killed_and_stopped_runs_end_like_one_left_alone(shapes_dir, tmp_path, user_env):
+    whole = start(tmp_path / "whole", shapes_dir, user_env)
+    broken = tmp_path / "broken"
+    seed = random.SystemRandom().randrange(2**32)
+    rng = random.Random(seed)
+    output, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, output
+
+    killed_at = rng.randrange(1, 12)
+    process = start(broken, shapes_dir, user_env)
+    lines_until(process, lambda line: line.startswith(f"step {killed_at}/"))
+    time.sleep(rng.random() * 0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+
+    process = start(broken, shapes_dir, user_env)
+    lines_until(process, lambda line: line.startswith(("step ", "finished")))
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode in (128 + signal.SIGTERM, 0), output
+    if process.returncode:
+        assert "stopped by SIGTERM at step" in output
+        process = start(broken, shapes_dir, user_env)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+
+    try:
+        jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path / "whole"), final_state(broken))
+        assert (tmp_path / "whole" / "metrics.json").read_text() == (broken / "metrics.json").read_text()
+        steps = [json.loads(x)["step"] for x in (broken / "metrics.jsonl").read_text().splitlines()]
+        assert steps == sorted(steps)
+        assert set(range(1, 13)) == set(steps)
+    except AssertionError as error:
+        raise AssertionError(f"killed at step {killed_at} (seed {seed})") from error

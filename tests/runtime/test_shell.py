@@ -1,0 +1,92 @@
+"""The shell around every command."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+from absl import flags
+from ml_collections import config_flags
+from hfgd_jax.runtime import shell
+from hfgd_jax.errors import UserError
+
+flags.DEFINE_string("do", "", "What to do.")
+flags.DEFINE_integer("code", None, "What to return.")
+config_flags.DEFINE_config_file("config")
+
+
+def main(argv):
+    if flags.FLAGS.do == "user":
+        raise UserError("thing 'x': is wrong\\n  in two lines")
+    if flags.FLAGS.do == "interrupt":
+        raise KeyboardInterrupt
+    if flags.FLAGS.do == "bug":
+        raise ValueError("a bug")
+    print("steps", flags.FLAGS.config.train.steps)
+    return flags.FLAGS.code
+
+
+shell.run(main)
+"""
+
+CONFIG = """
+from ml_collections import ConfigDict
+from hfgd_jax.errors import UserError
+
+
+def get_config(text=None):
+    if text:
+        raise UserError(f"config argument {text!r}: unknown")
+    return ConfigDict({"train": {"steps": 5}, "crop": (3, 4)})
+"""
+
+
+def run(folder, *arguments):
+    (folder / "config.py").write_text(CONFIG)
+    (folder / "broken.py").write_text("def get_config(:")
+    command = [sys.executable, "-c", PROGRAM, "--config=config.py", *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        ([], 0, ""),
+        (["--code=3"], 3, ""),
+        (["--do=user"], 2, "error: thing 'x': is wrong in two lines\n"),
+        (["--do=interrupt"], 130, "interrupted\n"),
+        (["--code=three"], 2, "error: flag --code=three: invalid literal"),
+        (["--dos=user"], 2, "error: Unknown command line flag 'dos'. Did you mean: do"),
+        (["--config.train.stesp=4"], 2, "error: "),
+        (["--config.train.steps=many"], 2, "error: "),
+        (["--config.train.steps.more=1"], 2, "error: "),
+        (["--config.crop=(1,)x"], 2, "error: "),
+        (["--config=config.py:nonsense"], 2, "error: "),
+        (["--config=nowhere.py"], 2, "error: "),
+        (["--config=broken.py"], 2, "error: "),
+        (["user"], 2, "error: unexpected argument 'user'"),
+    ],
+)
+def test_exit_codes_and_one_line(arguments, code, error, tmp_path):
+    done = run(tmp_path, *arguments)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(error) and done.stderr.count("\n") == (1 if error else 0)
+    assert ("steps 5" in done.stdout) == (not error)
+
+
+def test_a_config_errors_own_words_are_kept(tmp_path):
+    assert "config argument 'nonsense': unknown" in run(tmp_path, "--config=config.py:nonsense").stderr
+    assert "steps" in run(tmp_path, "--config.train.stesp=4").stderr
+    assert "nowhere.py" in run(tmp_path, "--config=nowhere.py").stderr
+
+
+def test_overrides_reach_the_program(tmp_path):
+    assert run(tmp_path, "--config.train.steps=7").stdout == "steps 7\n"
+
+
+def test_a_bug_keeps_its_traceback(tmp_path):
+    done = run(tmp_path, "--do=bug")
+    assert done.returncode == 1 and "Traceback" in done.stderr and "a bug" in done.stderr
