@@ -102,12 +102,12 @@ def main(_: list[str]) -> int:
     processes.start()
     config, workdir = _CONFIG.value, _WORKDIR.value
     checkpoint = _CHECKPOINT.value or "latest"
-    storage.place(workdir, "--workdir", arrays=True)
+    storage.resolve(workdir, "--workdir", arrays=True)
     if _MODE.value == "train":
         return loop.run(config, workdir)
     if _MODE.value == "eval":
         return evaluator.run(config, workdir, checkpoint)
-    processes.refuse_several(_MODE.value)
+    processes.require_one_process(_MODE.value)
     if _MODE.value == "export":
         return exporter.run(
             config,
@@ -130,7 +130,7 @@ def _predict(config: ConfigDict, workdir: str, checkpoint: str) -> int:
     seen = views.Inference(system.model, config)
     with Stop().listening() as stop:
         report = predict.run(
-            tiles.Predictor(seen, variables, system.mean_pixel),
+            tiles.TiledPredictor(seen, variables, system.mean_pixel),
             source,
             _OUTPUT.value,
             table=table,
@@ -145,4 +145,4 @@ def _predict(config: ConfigDict, workdir: str, checkpoint: str) -> int:
 
 if __name__ == "__main__":
     sys.argv = with_saved_config(sys.argv)
-    shell.run(main, leave=processes.leave)
+    shell.run(main, on_failure=processes.end_now)

@@ -56,7 +56,7 @@ def play(monkeypatch, at=None, fault=lambda: None):
 
     monkeypatch.setattr(loop.Loop, "_compile", lambda loop, batch: step)
     monkeypatch.setattr(loop.Loop, "_evaluate", lambda loop: None)
-    monkeypatch.setattr(loop.Loop, "_introduce", lambda loop: None)
+    monkeypatch.setattr(loop.Loop, "_log_setup", lambda loop: None)
     monkeypatch.setattr(loop.Loop, "_read", read_and_fail)
 
 

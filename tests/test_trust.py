@@ -183,7 +183,7 @@ def test_predictions_of_hostile_ids_stay_in_the_output(camvid_dir, tmp_path, mon
     split = prepared.open_split(camvid_dir, "camvid", "val")
     monkeypatch.setattr(split, "record_id", lambda index: HOSTILE_IDS[index])
     out, lines = tmp_path / "deep" / "out", []
-    report = predict.run(Dark(), split, out, table=split.table, say=lines.append)
+    report = predict.run(Dark(), split, out, table=split.table, log=lines.append)
     assert len(report.masks) == len(split) == len({str(path) for path in report.masks})
     assert {Path(path).parent for path in report.masks} == {out / "masks"}
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
@@ -195,7 +195,7 @@ def test_what_a_terminal_would_obey_is_escaped(tmp_path):
     assert printable("two\n  lines \x07") == "two lines \\x07"
     name = _picture(tmp_path / "in" / "a\x1b[2J\n.png").name
     lines = []
-    predict.run(Dark(), str(tmp_path / "in"), tmp_path / "out", table=TABLE, say=lines.append)
+    predict.run(Dark(), str(tmp_path / "in"), tmp_path / "out", table=TABLE, log=lines.append)
     assert len(lines) == 1 and lines[0].isprintable() and name not in lines[0]
 
 
@@ -222,12 +222,12 @@ def test_predict_replaces_nothing_unasked(tmp_path):
     notes.write_text("mine")
     before = _tree(tmp_path)
     with pytest.raises(UserError, match=r"legend.png exists and is of other classes"):
-        predict.run(Dark(), str(tmp_path / "in"), tmp_path / "out", table=TABLE, say=quiet)
+        predict.run(Dark(), str(tmp_path / "in"), tmp_path / "out", table=TABLE, log=quiet)
     assert _tree(tmp_path) == before
     legend.unlink()
-    predict.run(Dark(), str(tmp_path / "in"), tmp_path / "out", table=TABLE, overwrite=True, say=quiet)
+    predict.run(Dark(), str(tmp_path / "in"), tmp_path / "out", table=TABLE, overwrite=True, log=quiet)
     _picture(tmp_path / "in" / "b.png")
-    predict.run(Dark(), str(tmp_path / "in" / "b.png"), tmp_path / "out", table=TABLE, say=quiet)
+    predict.run(Dark(), str(tmp_path / "in" / "b.png"), tmp_path / "out", table=TABLE, log=quiet)
     assert notes.read_text() == "mine" and legend.exists()
 
 
@@ -246,7 +246,7 @@ def test_an_output_that_links_to_the_inputs(tmp_path):
                 tmp_path / "out",
                 table=TABLE,
                 overwrite=overwrite,
-                say=quiet,
+                log=quiet,
             )
     assert _tree(tmp_path / "photos") == before
 

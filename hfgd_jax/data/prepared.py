@@ -157,7 +157,7 @@ def split_names(data_dir: epath.PathLike, dataset: str) -> list[str]:
 
 def _open(data_dir: epath.PathLike, dataset: str) -> tuple[epath.Path, tfds.core.DatasetInfo]:
     builder = builders.get(dataset)
-    folder = storage.place(data_dir, "data_dir", arrays=True) / dataset / str(builder.VERSION)
+    folder = storage.resolve(data_dir, "data_dir", arrays=True) / dataset / str(builder.VERSION)
     command = f"python -m hfgd_jax.tools.prepare --dataset {dataset} --data_dir {data_dir}"
     command += "" if builder.EMBEDDED else " --source RAW"
     if not builders.is_prepared(folder):

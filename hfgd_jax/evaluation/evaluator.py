@@ -24,7 +24,7 @@ from hfgd_jax.data.prepared import Split
 from hfgd_jax.errors import UserError
 from hfgd_jax.evaluation import metrics
 from hfgd_jax.evaluation.boundaries import Details
-from hfgd_jax.inference.tiles import Predictor
+from hfgd_jax.inference.tiles import TiledPredictor
 from hfgd_jax.inference.views import Inference, Variables
 from hfgd_jax.runs.checkpoints import Checkpoints
 from hfgd_jax.runs.log import write_metrics
@@ -134,10 +134,10 @@ class Evaluator:
 
         `variables` are this process' own (`sharding.local_copy`): other processes take no part.
         """
-        return Predictor(self.inference, variables, mean_pixel)(picture).mask
+        return TiledPredictor(self.inference, variables, mean_pixel)(picture).mask
 
     def _batches(self, split: Split, mean_pixel: np.ndarray) -> pipeline.Batches:
-        process_index, process_count = sharding.place(self.mesh)
+        process_index, process_count = sharding.process_share(self.mesh)
         return pipeline.eval_batches(
             split,
             batch_size=sharding.round_up_batch_size(self.config.eval.batch_size, self.mesh),
@@ -215,9 +215,9 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> int:
     """
     configuration.validate(config)
     with Stop().listening() as stop:
-        judge = _Judge(config, workdir, stop)
+        scorer = _CheckpointScorer(config, workdir, stop)
         if checkpoint == "watch":
-            _watch(judge)
+            _watch(scorer)
         else:
             names, lines = [name.strip() for name in checkpoint.split(",")], []
             saved = Checkpoints(workdir, read_only=True)
@@ -225,21 +225,21 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> int:
                 saved.find(name)  # before hours are spent on the others
             saved.close()
             for name in names:
-                done = judge(name)
+                done = scorer(name)
                 if done is None:
                     break
                 step, summary = done
                 lines.append(f"{name:>12}  step {step:>8}  mIoU {summary['mIoU'] or 0.0:.4f}")
                 if len(names) == 1:
-                    write_metrics(judge.workdir, step, summary)
+                    write_metrics(scorer.workdir, step, summary)
             if len(names) > 1:
-                judge.say("\n".join(lines))
+                scorer.info("\n".join(lines))
         if stop():
-            judge.say(f"stopped by {stop.signal_name}; nothing more was written")
+            scorer.info(f"stopped by {stop.signal_name}; nothing more was written")
     return stop.exit_code
 
 
-class _Judge:
+class _CheckpointScorer:
     """Scores checkpoints of one run, one after the other, with what was compiled for the first."""
 
     def __init__(self, config: ConfigDict, workdir: str, stop: Stop):
@@ -266,7 +266,7 @@ class _Judge:
         summary, shapes = scores.summary(classes), len(self._evaluator.inference.shapes)
         data = self.config.data
         clear = "\r\x1b[K" if sys.stdout.isatty() else ""
-        self.say(
+        self.info(
             f"{clear}{scores.table(classes)}\n"
             f"step {step}, {len(self.split)} images of {data.dataset}/{data.eval_split}; "
             f"the model was compiled for {shapes} {'shape' if shapes == 1 else 'shapes'}\n"
@@ -286,7 +286,7 @@ class _Judge:
             if all(record.get(key) == value for key, value in self.settings.items())
         }
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """A line of process 0."""
         if jax.process_index() == 0:
             print(text, flush=True)
@@ -296,26 +296,26 @@ class _Judge:
             print(f"\r\x1b[K{images}/{len(self.split)} images", end="", flush=True)
 
 
-def _watch(judge: _Judge) -> None:
+def _watch(scorer: _CheckpointScorer) -> None:
     """Scores the run's checkpoints in order as they appear; a step that is already recorded is left out."""
-    final, folder = judge.config.train.steps, judge.workdir / "checkpoints"
-    judge.say(f"watching {folder} up to step {final}")
-    done = judge.recorded()
-    while not judge.stop():
+    final, folder = scorer.config.train.steps, scorer.workdir / "checkpoints"
+    scorer.info(f"watching {folder} up to step {final}")
+    done = scorer.recorded()
+    while not scorer.stop():
         present = set(ocp.utils.checkpoint_steps(folder)) if folder.exists() else set()
         # Processes must score the same step: the first one's next.
         step = min(present - done, default=-1)
         step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         if step >= 0:
             try:
-                judge(str(step))
+                scorer(str(step))
             except (ValueError, OSError) as error:  # UserError is a ValueError, and so are some of orbax's
                 if (folder / str(step)).exists():
                     raise
-                judge.say(f"step {step} was removed before it could be scored ({error})")
-            if not judge.stop():
+                scorer.info(f"step {step} was removed before it could be scored ({error})")
+            if not scorer.stop():
                 done.add(step)
         elif final in done:
             return
         else:
-            judge.stop.wait(_POLL)
+            scorer.stop.wait(_POLL)

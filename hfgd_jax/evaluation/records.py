@@ -54,7 +54,7 @@ def of_run(workdir: epath.PathLike, name: str = "") -> Record:
     Raises:
         UserError: it holds no run, or no evaluation.
     """
-    folder = storage.place(workdir, "--workdirs")
+    folder = storage.resolve(workdir, "--workdirs")
     path = folder / "metrics.json"
     try:
         evaluation = json.loads(path.read_text())
@@ -136,7 +136,7 @@ def write(record: Record, folder: epath.PathLike, *, overwrite: bool) -> epath.P
             raise UserError(
                 f"record of {record['name']}: {key}={value!r} holds an absolute path; leave it out"
             )
-    path = storage.place(folder, "--record") / storage.file_name(
+    path = storage.resolve(folder, "--record") / storage.file_name(
         f"{record['name']}_seed{record['seed']}.json"
     )
     if path.exists() and not overwrite:
@@ -156,7 +156,7 @@ def read(folder: epath.PathLike) -> list[Record]:
         UserError: there is none, or a JSON file in it is no record.
     """
     found = []
-    for path in sorted(storage.place(folder, "--records").glob("*.json")):
+    for path in sorted(storage.resolve(folder, "--records").glob("*.json")):
         try:
             record = json.loads(path.read_text())
         except (OSError, ValueError) as error:

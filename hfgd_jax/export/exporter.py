@@ -53,7 +53,7 @@ def run(
     dtypes: Sequence[str] = DTYPES,
     fold_batch_norm: bool = False,
     overwrite: bool = False,
-    say: Callable[[str], Any] = print,
+    log: Callable[[str], Any] = print,
 ) -> int:
     """Exports a checkpoint of a run into the folder `output`; returns the exit code, 0.
 
@@ -65,7 +65,7 @@ def run(
         dtypes: of the variants, some of `DTYPES`.
         fold_batch_norm: fold batch norms into the convolutions before them.
         overwrite: replace a bundle that is there.
-        say: told a line at a time.
+        log: told a line at a time.
 
     Raises:
         UserError: no such checkpoint, something at `output`, a disk that is full, or a float32 result that
@@ -75,7 +75,7 @@ def run(
     system, on_mesh, step, table = load(config, workdir, checkpoint)
     variables = jax.device_get(sharding.local_copy(system.mesh, on_mesh))
     mean_iou = known_mean_iou(workdir, checkpoint, step)
-    say(f"exporting step {step} of {workdir}" + (f", mIoU {mean_iou:.4f}" if mean_iou is not None else ""))
+    log(f"exporting step {step} of {workdir}" + (f", mIoU {mean_iou:.4f}" if mean_iou is not None else ""))
     with bundle.staged(path) as folder:
         described = {
             "step": step,
@@ -86,13 +86,13 @@ def run(
             | {"python": platform.python_version()},
             "input": input_contract(config),
             "output": {"masks": "uint8 [b, h, w], index into classes", "logits": "float32 [b, h, w, k]"},
-            "variants": _write(folder, config, variables, table, dtypes, fold_batch_norm, say),
+            "variants": _write(folder, config, variables, table, dtypes, fold_batch_norm, log),
         }
         bundle.write_manifest(folder, described)
-        parity = _compare(folder, config, variables, dtypes, say)
+        parity = _compare(folder, config, variables, dtypes, log)
         manifest = bundle.write_manifest(folder, described | {"parity": parity})
     size = sum(file["bytes"] for file in manifest["files"].values())
-    say(f"wrote {output}: {size / 1e6:.1f} MB, for {', '.join(programs.PLATFORMS)}")
+    log(f"wrote {output}: {size / 1e6:.1f} MB, for {', '.join(programs.PLATFORMS)}")
     return 0
 
 
@@ -137,7 +137,7 @@ def _write(
     table: LabelTable,
     dtypes: Sequence[str],
     fold_batch_norm: bool,
-    say: Callable[[str], Any],
+    log: Callable[[str], Any],
 ) -> dict[str, dict[str, str]]:
     """Writes all but the manifest; gives the files of each variant."""
     (folder / "config.json").write_text(configuration.to_json(config))
@@ -146,7 +146,7 @@ def _write(
     weights = Program(config, "float32").read(variables, fold_batch_norm=fold_batch_norm)
     bundle.write_tree(folder / "orbax", unflatten_dict(weights, sep="/"))
     present = programs.flatten(variables)
-    say(
+    log(
         f"inference reads {_millions(weights)} of {_millions(present)} million numbers"
         + (f"; {len(present) - len(weights)} arrays are folded or left out" if fold_batch_norm else "")
     )
@@ -156,7 +156,7 @@ def _write(
         weights = program.read(variables, fold_batch_norm=fold_batch_norm)
         variants[dtype] = bundle.write_variant(folder, dtype, weights, program.lower(weights))
         sizes = {what: (folder / name).stat().st_size / 1e6 for what, name in variants[dtype].items()}
-        say(f"{dtype}: weights {sizes['weights']:.1f} MB, program {sizes['program']:.1f} MB")
+        log(f"{dtype}: weights {sizes['weights']:.1f} MB, program {sizes['program']:.1f} MB")
     return variants
 
 
@@ -169,7 +169,7 @@ def _compare(
     config: ConfigDict,
     variables: Mapping[str, Any],
     dtypes: Sequence[str],
-    say: Callable[[str], Any],
+    log: Callable[[str], Any],
 ) -> dict[str, Any]:
     """What was written, read back, against the model as it is evaluated; at scale 1, in float32.
 
@@ -188,7 +188,7 @@ def _compare(
     figures = {}
     for name, candidate in candidates.items():
         found = figures[name] = difference(candidate, wanted)
-        say(
+        log(
             f"{name}: max |difference| {found['max_difference']:.1e} of the largest logit, "
             f"{found['differing_pixels']:.3%} of the mask's pixels differ"
         )

@@ -30,7 +30,7 @@ _ORIENTATION = 0x0112  # EXIF; 5 and above lie on their side
 
 
 class Predictor(Protocol):
-    """What predicts, such as `tiles.Predictor`."""
+    """What predicts, such as `tiles.TiledPredictor`."""
 
     def plan(self, sizes: Sequence[Size]) -> None:
         """Told the heights and widths of the pictures to come, as far as they are known."""
@@ -100,7 +100,7 @@ def run(
     alpha: float = 0.5,
     overwrite: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], Any] = print,
+    log: Callable[[str], Any] = print,
 ) -> PredictReport:
     """Predicts every image of `inputs` into `OUTPUT/masks/NAME.png` and `OUTPUT/overlays/NAME.jpg`.
 
@@ -122,13 +122,13 @@ def run(
         alpha: weight of the colours in the overlays.
         overwrite: replace outputs that are already there; inputs are never replaced.
         should_stop: asked before each image.
-        say: told a line per image.
+        log: told a line per image.
 
     Raises:
         UserError: no image to be found at `inputs`, outputs that exist, or an output folder that cannot be
             written or would put outputs over inputs.
     """
-    output = storage.place(output, "--output")
+    output = storage.resolve(output, "--output")
     if isinstance(inputs, Split):
         sources = [_record(inputs, index) for index in range(len(inputs))]
         if not sources:
@@ -152,7 +152,7 @@ def run(
             mask, tiles = _predict_one(predictor, image)
         except Unreadable as error:
             skipped.append(f"{job.source.told}: {error}")
-            say(f"{head}: skipped: {escaped(str(error))}")
+            log(f"{head}: skipped: {escaped(str(error))}")
             continue
         with _writing(output):
             render.write_image(job.overlay, render.overlay(image, mask, table.palette, alpha))
@@ -162,7 +162,7 @@ def run(
                 render.write_mask(job.mask, mask, table.palette)
         masks.append(job.mask)
         note = f"  (in {tiles} tiles)" if tiles > 1 else ""
-        say(f"{head} -> {escaped(str(job.mask))}  {_shares(mask, table.classes)}{note}")
+        log(f"{head} -> {escaped(str(job.mask))}  {_shares(mask, table.classes)}{note}")
     return PredictReport(tuple(masks), tuple(skipped), stopped, output)
 
 
@@ -225,7 +225,7 @@ def find_images(inputs: str, output: epath.Path) -> list[epath.Path]:
     Raises:
         UserError: nothing there.
     """
-    path = storage.place(inputs, "--input")
+    path = storage.resolve(inputs, "--input")
     made = {storage.real(output / name) for name in ("masks", "overlays")}
     if path.is_dir():
         found, what = path.iterdir(), "the folder holds no image"

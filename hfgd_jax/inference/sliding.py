@@ -51,7 +51,7 @@ def cut(
     return jax.vmap(lambda x, at: jax.lax.dynamic_slice(x, (at[0], at[1], 0), (*window, 3)))(images, start)
 
 
-def place(
+def add_window(
     total: Float[Array, "b H W k"] | None,
     logits: Float[Array, "b h w k"],
     size: Int[Array, "b 2"],

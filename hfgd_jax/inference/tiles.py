@@ -26,7 +26,7 @@ MAX_SIDE = 2048  # pixels; a picture with a longer side, as stored or as seen at
 TILE = 1024  # pixels, as seen at scale 1: a tile's side where `eval.window` names none
 
 
-class Prediction(NamedTuple):
+class TiledMask(NamedTuple):
     """A mask of the picture's size, uint8 train ids, and the number of tiles that it was made of."""
 
     mask: UInt8[np.ndarray, "h w"]
@@ -42,7 +42,7 @@ class Span(NamedTuple):
     last: int
 
 
-class Predictor:
+class TiledPredictor:
     """Masks of single pictures; `plan` first where the sizes of many are known, and few shapes compile.
 
     Attributes:
@@ -78,7 +78,7 @@ class Predictor:
         for canvas, (index,) in canvases.plan(seen, 1, self._scales, self.inference.geometry):
             self._canvases[seen[index]] = canvas
 
-    def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> Prediction:
+    def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> TiledMask:
         """The mask of an RGB picture as it is stored, at its own size."""
         size = picture.shape[:2]
         seen = self._seen(size)
@@ -86,7 +86,7 @@ class Predictor:
             self.plan([size])
         canvas = self._canvases[seen]
         if not self._is_large(size):
-            return Prediction(self._mask(picture, canvas), 1)
+            return TiledMask(self._mask(picture, canvas), 1)
         mask = np.empty(size, np.uint8)
         rows, columns = (
             spans(side, tile, self._step, self.inference.overlap)
@@ -97,7 +97,7 @@ class Predictor:
                 part = self._mask(picture[y.start : y.stop, x.start : x.stop], canvas)
                 inner = part[y.first - y.start : y.last - y.start, x.first - x.start : x.last - x.start]
                 mask[y.first : y.last, x.first : x.last] = inner
-        return Prediction(mask, len(rows) * len(columns))
+        return TiledMask(mask, len(rows) * len(columns))
 
     def _is_large(self, size: Size) -> bool:
         return max(size) * max(1.0, self.inference.input_scale) > self.max_side

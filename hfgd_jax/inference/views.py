@@ -148,7 +148,7 @@ class Inference:
         self._add = jax.jit(add, donate_argnums=0, static_argnums=(5, 6))
         self._argmax = jax.jit(lambda logits: jnp.argmax(logits, -1).astype(jnp.uint8))
         self._cut = jax.jit(sliding.cut, static_argnums=(3, 4))
-        self._place = jax.jit(sliding.place, donate_argnums=0, static_argnums=(4, 5, 6, 7))
+        self._place = jax.jit(sliding.add_window, donate_argnums=0, static_argnums=(4, 5, 6, 7))
         self._average = jax.jit(sliding.average, donate_argnums=0, static_argnums=(2, 3, 4, 5, 6))
 
     def logits(

@@ -1,6 +1,6 @@
 """One checkpoint as it lies in its folder: sealed when it is written, checked whenever it is read.
 
-`meta` lists each array's shape, type and fingerprint, and carries a digest of itself. Reading needs no
+`meta` lists each array's shape, type and checksum, and carries a digest of itself. Reading needs no
 barrier: each process reads what its devices hold, then all agree on what came of it, so that one that
 cannot read never leaves the others waiting.
 """
@@ -18,10 +18,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 from hfgd_jax.errors import UserError
-from hfgd_jax.runs.checksums import fingerprints
+from hfgd_jax.runs.checksums import checksums
 from hfgd_jax.runtime import sharding
 
 Tree = Any  # a pytree of arrays
+_CHECKSUM = "fingerprint"  # what a checksum is called in `meta`, since the first version
 _SHOWN = 8  # leaves that a message names
 
 
@@ -38,9 +39,9 @@ def seal(meta: Mapping[str, Any], items: Mapping[str, Tree]) -> dict[str, Any]:
     """
     arrays = {}
     for item, tree in items.items():
-        sums = fingerprints(tree)
+        sums = checksums(tree)
         for name, (shape, dtype) in _kinds(tree).items():
-            arrays[f"{item}/{name}"] = {"shape": shape, "dtype": dtype, "fingerprint": sums[name]}
+            arrays[f"{item}/{name}"] = {"shape": shape, "dtype": dtype, _CHECKSUM: sums[name]}
     plain = json.loads(json.dumps({**meta, "arrays": arrays}))
     return plain | {"digest": _digest(plain)}
 
@@ -85,12 +86,12 @@ def read(folder: epath.Path, wanted: Mapping[str, Tree]) -> dict[str, Tree]:
     wrong = [
         f"{item}/{name}"
         for item, tree in items.items()
-        for name, found in fingerprints(tree).items()
-        if found != meta["arrays"][f"{item}/{name}"]["fingerprint"]
+        for name, found in checksums(tree).items()
+        if found != meta["arrays"][f"{item}/{name}"][_CHECKSUM]
     ]
     if wrong:
         problem = DamagedError(
-            f"checkpoint {folder} is damaged: not what was saved (fingerprints differ): {_listed(wrong)}"
+            f"checkpoint {folder} is damaged: not what was saved (checksums differ): {_listed(wrong)}"
         )
     _agree(folder, problem)
     return items

@@ -10,8 +10,8 @@ from hfgd_jax.runtime import sharding
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # 8 bytes are two words
 
 
-def fingerprints(tree: Any) -> dict[str, int]:
-    """The fingerprint of each leaf by the leaf's name, computed on the devices that hold it.
+def checksums(tree: Any) -> dict[str, int]:
+    """The checksum of each leaf by the leaf's name, computed on the devices that hold it.
 
     For all processes to call; all get the same. One leaf after the other: a small program for each shape, not
     one of hundreds of sums, which would compile for as long as a training step; and no two programs that
@@ -24,7 +24,7 @@ def fingerprints(tree: Any) -> dict[str, int]:
     return {sharding.leaf_name(path): int(_jitted(leaf)) for path, leaf in leaves}
 
 
-def fingerprint(x: jax.Array) -> jax.Array:
+def checksum(x: jax.Array) -> jax.Array:
     """A uint32 scalar of the bits of `x`, the same on any mesh.
 
     The array's words of 32 bits (narrower elements count as a word each) are mixed with their position, and
@@ -41,7 +41,7 @@ def fingerprint(x: jax.Array) -> jax.Array:
     return jnp.sum(_mix(words ^ _mix(place + jnp.uint32(0x9E3779B9))), dtype=jnp.uint32)
 
 
-_jitted = jax.jit(fingerprint)
+_jitted = jax.jit(checksum)
 
 
 def _words(x: jax.Array) -> jax.Array:

@@ -62,7 +62,7 @@ class RunLog:
             # purge_step hides what an interrupted run wrote past the step it restarts from.
             self._events = _Events(workdir / "tensorboard", purge_step=step + 1)
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """A plain line."""
         if self.active:
             self.stream.write(("\n" if self._open_line else "") + text + "\n")

@@ -16,7 +16,7 @@ def get_config(workdir: str) -> ConfigDict:
     Raises:
         UserError: no run there, or a config of another version.
     """
-    config = read_config(storage.place(workdir, "--workdir", arrays=True))
+    config = read_config(storage.resolve(workdir, "--workdir", arrays=True))
     if config is None:
         raise UserError(f"--workdir={workdir}: holds no run (no config.json); give --config")
     return config

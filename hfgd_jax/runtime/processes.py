@@ -184,7 +184,7 @@ def _check_devices(expected: int) -> None:
         )
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Returns when every process has come here; for all of them to call.
 
     Collectives wait for the others, too, but some (gloo's, on CPUs) for half a minute only, which is less
@@ -196,7 +196,7 @@ def meet(name: str) -> None:
         wait(key=f"{name}_{number}", timeout_ms=int(_PATIENCE * 1000))
 
 
-def agree(name: str, text: str) -> None:
+def check_equal(name: str, text: str) -> None:
     """Makes sure that every process has the same text; for all of them to call.
 
     Raises:
@@ -213,7 +213,7 @@ def agree(name: str, text: str) -> None:
         )
 
 
-def refuse_several(mode: str) -> None:
+def require_one_process(mode: str) -> None:
     """Raises UserError where this is one of several processes."""
     if jax.process_count() > 1:
         raise UserError(
@@ -222,7 +222,7 @@ def refuse_several(mode: str) -> None:
         )
 
 
-def leave(code: int) -> None:
+def end_now(code: int) -> None:
     """Ends a failing process of several at once: an orderly exit would wait for processes that cannot come.
 
     Prints the exception that is being handled, if any. Does nothing in a process that is alone.

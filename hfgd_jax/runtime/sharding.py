@@ -101,7 +101,7 @@ def _by_process(mesh: Mesh) -> bool:
     return owners == sorted(owners, key=_owners(mesh).index)
 
 
-def place(mesh: Mesh) -> tuple[int, int]:
+def process_share(mesh: Mesh) -> tuple[int, int]:
     """Which part of a batch is this process', from 0, and of how many."""
     owners = _owners(mesh)
     return owners.index(jax.process_index()), len(owners)

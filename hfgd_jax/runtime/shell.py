@@ -27,7 +27,7 @@ _FLAG_ERRORS = (
 
 
 def run(
-    main: Callable[[Sequence[str]], int | None], leave: Callable[[int], None] = lambda code: None
+    main: Callable[[Sequence[str]], int | None], on_failure: Callable[[int], None] = lambda code: None
 ) -> None:
     """Parses the flags, calls `main(argv)` and exits with what it returns (None: 0).
 
@@ -36,7 +36,7 @@ def run(
 
     Args:
         main: the command.
-        leave: told the exit code of a failure; it may end the process (see `distributed.leave`).
+        on_failure: told the exit code of a failure; it may end the process (see `distributed.on_failure`).
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -50,7 +50,7 @@ def run(
             return main(argv)
         except StuckError as error:
             code = fail(error)
-            leave(code)
+            on_failure(code)
             for child in multiprocessing.active_children():
                 child.kill()
             os._exit(code)  # an exit in good order would wait for the thread that is stuck
@@ -60,9 +60,9 @@ def run(
             print("interrupted", file=sys.stderr)
             code = INTERRUPTED
         except Exception:
-            leave(1)
+            on_failure(1)
             raise
-        leave(code)
+        on_failure(code)
         return code
 
     sys.unraisablehook = _report_unraisable

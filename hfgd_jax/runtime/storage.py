@@ -34,7 +34,7 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
-def place(value: epath.PathLike, name: str, *, arrays: bool = False) -> epath.Path:
+def resolve(value: epath.PathLike, name: str, *, arrays: bool = False) -> epath.Path:
     """The path that a flag or a field means, `~` expanded; one in a bucket is looked at once.
 
     Args:

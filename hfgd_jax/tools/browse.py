@@ -193,7 +193,7 @@ def define_flags() -> None:
 def main(_: Sequence[str]) -> int:
     """Writes the picture and says where it is; returns the exit code."""
     values = flags.FLAGS
-    config, output = values.config, storage.place(values.output, "--output")
+    config, output = values.config, storage.resolve(values.output, "--output")
     configuration.validate(config)
     check_output(output, values.overwrite)
     split = open_data(config, values.split or config.data.train_split)

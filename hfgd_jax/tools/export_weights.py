@@ -62,7 +62,7 @@ def export_run(workdir: str, checkpoint: str, naming: str, output: str, *, overw
     Raises:
         UserError: no such run, checkpoint or naming, a model that transformers lacks, or files in the way.
     """
-    path = storage.place(output, "--output")
+    path = storage.resolve(output, "--output")
     config = saved_config.get_config(workdir)
     name = config.model.backbone.name
     whole = path.suffix != ".safetensors"

@@ -51,7 +51,7 @@ def import_backbone(
         UserError: the source is not the backbone's, or the file exists or cannot be written.
     """
     wanted = pretrained.find_naming(backbone, naming)
-    path = storage.place(output, "--output") / f"{backbone}.safetensors"
+    path = storage.resolve(output, "--output") / f"{backbone}.safetensors"
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists; pass --overwrite to replace it, or choose another --output")
     empty = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), pretrained.backbone_shapes(backbone))
@@ -82,7 +82,7 @@ def import_model(source: epath.PathLike, workdir: epath.PathLike, *, overwrite: 
         UserError: the source's structure or tensors are not those of a UPerNet here, its pictures are
             normalised otherwise, or the workdir holds something.
     """
-    workdir = storage.place(workdir, "--output", arrays=True)
+    workdir = storage.resolve(workdir, "--output", arrays=True)
     weights = sources.locate(source, beside=(CONFIG, PREPROCESSOR))
     folder = weights if weights.is_dir() else weights.parent
     if not (folder / CONFIG).is_file():

@@ -80,7 +80,7 @@ def cosines(kernel: Float[np.ndarray, "c k"]) -> Float[np.ndarray, "k k"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokens:
+class TrainedTokens:
     """The class tokens of a trained run.
 
     Attributes:
@@ -106,7 +106,7 @@ def branches(model_config: ConfigDict) -> dict[str, bool]:
     return signed if model_config.guidance.tokens else {"student": signed["student"]}
 
 
-def read(workdir: str, checkpoint: str) -> Tokens:
+def read(workdir: str, checkpoint: str) -> TrainedTokens:
     """The tokens of a run's checkpoint (`latest`, `best` or a step).
 
     Raises:
@@ -115,12 +115,12 @@ def read(workdir: str, checkpoint: str) -> Tokens:
     config = saved_config.get_config(workdir)
     _, variables, step, table = system.load(config, workdir, checkpoint)
     tokens = jax.device_get(variables["params"]["class_tokens"])
-    label = storage.place(workdir, "--workdirs").name
+    label = storage.resolve(workdir, "--workdirs").name
     kernel, bias = tokens["kernel"], tokens["bias"]
-    return Tokens(label, step, tuple(table.classes), kernel, bias, branches(config.model))
+    return TrainedTokens(label, step, tuple(table.classes), kernel, bias, branches(config.model))
 
 
-def examine(run: Tokens) -> dict[str, Any]:
+def examine(run: TrainedTokens) -> dict[str, Any]:
     """What the tokens of a run allow, ready for JSON.
 
     Returns:
@@ -199,7 +199,7 @@ def main(_: Sequence[str]) -> int:
         print(text)
         return 0
     try:
-        storage.write_atomically(storage.place(v.output, "--output"), text + "\n")
+        storage.write_atomically(storage.resolve(v.output, "--output"), text + "\n")
     except OSError as error:
         raise UserError(f"--output={v.output}: cannot be written to ({error})") from error
     print(f"wrote {v.output}")

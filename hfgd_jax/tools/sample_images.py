@@ -61,7 +61,7 @@ def main(_: Sequence[str]) -> int:
     """Writes the files and says where they are; returns the exit code."""
     values = flags.FLAGS
     split = open_split(values.data_dir, values.dataset, values.split)
-    written = sample(split, values.count, storage.place(values.output, "--output"))
+    written = sample(split, values.count, storage.resolve(values.output, "--output"))
     print(f"{len(written)} images of {values.dataset}/{values.split} in {values.output}")
     return 0
 

@@ -31,7 +31,7 @@ class Loop:
 
     def __init__(self, config: ConfigDict, workdir: str, stop: Stop):
         self.config, self.workdir, self.stop = config, epath.Path(workdir), stop
-        processes.agree("--config", configuration.to_json(config))
+        processes.check_equal("--config", configuration.to_json(config))
         self.system = build(config)
         sharding.check_batch_size(
             "config.train.batch_size / config.train.accumulate",
@@ -58,20 +58,20 @@ class Loop:
         try:
             with self.heart:
                 with self.heart.paused():
-                    self._introduce()
+                    self._log_setup()
                 if self.step and self._evaluation_due() and not self.log.recorded_evaluation(self.step):
                     self._evaluate()
                 if self.step < self.config.train.steps and not self.stop():
                     self._train()
                 with self.heart.paused():
                     self.saved.wait()
-                    self._tell_of_saves()
-                self._farewell()
+                    self._log_saves()
+                self._log_end()
         finally:
             self.log.close()
             self.saved.close()
 
-    def _introduce(self) -> None:
+    def _log_setup(self) -> None:
         config, mesh, table = self.config, self.system.mesh, self.train_split.table
         batch = config.train.batch_size
         parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
@@ -79,7 +79,7 @@ class Loop:
         counts = macs.count(lambda v, x: model.apply(v, x, train=False).logits, self.state.model, image)
         total = sum(counts.values())
         frozen = "; the backbone stays as it is" if config.optim.backbone_rate == 0.0 else ""
-        self.log.say(
+        self.log.info(
             f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es); "
             f"mesh {dict(mesh.shape)}\n"
             f"batch: {batch} global, {batch // mesh.size} per device\n"
@@ -100,7 +100,7 @@ class Loop:
         return f"class weights ({'given' if source == 'none' else source}): {', '.join(named)}\n"
 
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:
-        config, (process_index, process_count) = self.config, sharding.place(self.system.mesh)
+        config, (process_index, process_count) = self.config, sharding.process_share(self.system.mesh)
         return pipeline.train_batches(
             self.train_split,
             config.data,
@@ -125,8 +125,8 @@ class Loop:
         start = time.perf_counter()
         compiled = compile_step(self.system, self.state, batch)
         needed = check_memory(compiled, self.config, self.system.mesh)
-        processes.meet("compiled")
-        self.log.say(
+        processes.barrier("compiled")
+        self.log.info(
             f"compiled the training step in {time.perf_counter() - start:.1f} s; "
             f"{needed / 2**30:.2f} GiB per device"
         )
@@ -171,7 +171,7 @@ class Loop:
         """
         host = {key: float(value) for key, value in jax.device_get(values).items()}
         self.heart.beat()
-        self._tell_of_saves(step)
+        self._log_saves(step)
         if not np.isfinite([host["loss"], host["gradient_norm"]]).all():
             records = ", ".join(self.train_split.record_id(int(i)) for i in index)
             raise UserError(
@@ -205,7 +205,7 @@ class Loop:
             self.saved.save(self.step, self.state.model, self.state.training, self._meta())
         self.watch.paused += time.perf_counter() - start
 
-    def _tell_of_saves(self, step: int | None = None) -> None:
+    def _log_saves(self, step: int | None = None) -> None:
         """Records saves that have reached the disk, at the step (None: the present one) that sees them."""
         for seen in self.saved.finished():
             self.log.record(self.step if step is None else step, seen)
@@ -226,13 +226,13 @@ class Loop:
         self.log.evaluated(self.step, summary)
         with self.heart.paused():
             self._draw()
-            processes.meet("drawn")
+            processes.barrier("drawn")
             best = self.saved.best_mean_iou()
             if best is None or (summary["mIoU"] or 0.0) > best:
                 self.saved.save_best(self.step, self.state.model, self._meta(mIoU=summary["mIoU"] or 0.0))
         spent = time.perf_counter() - start
         self.watch.paused += spent
-        self.log.say(
+        self.log.info(
             f"evaluation at step {self.step}: mIoU {summary['mIoU'] or 0.0:.4f}, pixel accuracy "
             f"{summary['pixel_accuracy'] or 0.0:.4f} on {len(self.eval_split)} images in {duration(spent)}"
         )
@@ -260,16 +260,16 @@ class Loop:
             render.write_image(folder / f"{storage.file_name(example['id'])}.png", picture)
             self.log.picture(self.step, f"overlays/{example['id']}", picture)
 
-    def _farewell(self) -> None:
+    def _log_end(self) -> None:
         if self.corrupt:
-            self.log.say(f"{self.corrupt} times a corrupt record was skipped (config.data.skip_corrupt)")
+            self.log.info(f"{self.corrupt} times a corrupt record was skipped (config.data.skip_corrupt)")
         if self.stop():
-            self.log.say(
+            self.log.info(
                 f"stopped by {self.stop.signal_name} at step {self.step}; saved in "
                 f"{self.workdir / 'checkpoints'}. The same command goes on from here"
             )
         elif self.step >= self.config.train.steps:
-            self.log.say(f"finished at step {self.step}: {self.workdir}")
+            self.log.info(f"finished at step {self.step}: {self.workdir}")
 
 
 def run(config: ConfigDict, workdir: str) -> int:

@@ -50,7 +50,7 @@ def write(path: epath.PathLike, tensors: Mapping[str, np.ndarray], *, overwrite:
     Raises:
         UserError: the file exists and `overwrite` is off, or it cannot be written.
     """
-    path = storage.place(path, "--output")
+    path = storage.resolve(path, "--output")
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists; pass --overwrite to replace it, or choose another output")
     contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}

@@ -64,7 +64,7 @@ def locate(name: epath.PathLike, beside: Sequence[str] = ()) -> epath.Path:
         return _in_package(text.removeprefix(PACKAGE))
     if text.startswith(HUB):
         return _in_hub(text, *_REPOSITORY.fullmatch(text.removeprefix(HUB)).groups(), beside)
-    path = storage.place(name, "weights")
+    path = storage.resolve(name, "weights")
     if not (path.is_file() or path.is_dir()):
         raise UserError(
             f"weights {path}: no such file; give a .safetensors or .pth file, or a name (docs/weights.md)"

@@ -16,7 +16,7 @@ from hfgd_jax.data.prepared import open_split
 from hfgd_jax.errors import UserError
 from hfgd_jax.evaluation.boundaries import Details
 from hfgd_jax.evaluation.evaluator import Evaluator, run, sum_over_processes
-from hfgd_jax.inference.tiles import Predictor
+from hfgd_jax.inference.tiles import TiledPredictor
 from hfgd_jax.runs import system
 from hfgd_jax.runs.checkpoints import Checkpoints, meta
 from hfgd_jax.runtime import sharding
@@ -70,7 +70,7 @@ def test_the_matrix_is_that_of_the_predictions_one_by_one(trained, small, name):
     told = []
     scores = evaluator.score(variables, split, made.mean_pixel, on_batch=told.append)
     assert told[-1] == len(split)
-    predictor = Predictor(evaluator.inference, variables, made.mean_pixel)
+    predictor = TiledPredictor(evaluator.inference, variables, made.mean_pixel)
     predictor.plan([split.size(i) for i in range(len(split))])
     want, details = np.zeros((11, 11), np.int64), Details(11)
     for i in range(len(split)):

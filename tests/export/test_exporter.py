@@ -79,7 +79,7 @@ def exported(run, tmp_path_factory):
     workdir, config, _ = run
     lines = []
     path = tmp_path_factory.mktemp("exported") / "bundle"
-    code = exporter.run(config, str(workdir), "best", str(path), fold_batch_norm=True, say=lines.append)
+    code = exporter.run(config, str(workdir), "best", str(path), fold_batch_norm=True, log=lines.append)
     assert code == 0
     return path, lines
 
@@ -239,7 +239,7 @@ def test_a_wrong_weight_is_noticed_and_nothing_is_left(run, tmp_path, monkeypatc
             str(tmp_path / "b"),
             dtypes=("float32",),
             fold_batch_norm=True,  # what the fixture has compiled
-            say=lambda _: None,
+            log=lambda _: None,
         )
     assert not list(tmp_path.iterdir())
 

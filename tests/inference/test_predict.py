@@ -38,7 +38,7 @@ class Brightness:
 def _run(inputs, output, model=None, **options):
     lines, model = [], model or Brightness()
     inputs = inputs if isinstance(inputs, prepared.Split) else str(inputs)
-    report = predict.run(model, inputs, output, table=TABLE, say=lines.append, **options)
+    report = predict.run(model, inputs, output, table=TABLE, log=lines.append, **options)
     return report, lines, model
 
 
@@ -160,7 +160,7 @@ def test_raw_ids_of_an_unlabelled_split_for_a_benchmarks_server(tmp_path):
     builders.prepare("cityscapes", raw, tmp_path / "data", allow_partial=True, report=lambda line: None)
     split = prepared.open_split(tmp_path / "data", "cityscapes", "test")
     assert not split.labelled
-    predict.run(Brightness(), split, tmp_path / "out", table=table, ids="raw", say=lambda line: None)
+    predict.run(Brightness(), split, tmp_path / "out", table=table, ids="raw", log=lambda line: None)
     (path,) = (tmp_path / "out" / "masks").iterdir()
     assert path.name == "berlin_000000_000019_labelIds.png"
     with Image.open(path) as file:
@@ -173,7 +173,7 @@ def test_raw_ids_of_an_unlabelled_split_for_a_benchmarks_server(tmp_path):
 def test_raw_ids_beyond_a_byte(photos, tmp_path):
     Image.fromarray(_halves()).save(photos / "a.png")
     wide = LabelTable("wide", TABLE.classes, TABLE.palette, {300: 0, 1: 1, 2: 2})
-    predict.run(Brightness(), str(photos), tmp_path, table=wide, ids="raw", say=lambda line: None)
+    predict.run(Brightness(), str(photos), tmp_path, table=wide, ids="raw", log=lambda line: None)
     with Image.open(tmp_path / "masks" / "a_labelIds.png") as file:
         assert file.mode == "I;16"
         assert set(np.unique(np.asarray(file))) == {2, 300}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_model import MEAN, made, picture
 
-from hfgd_jax.inference.tiles import Predictor, spans
+from hfgd_jax.inference.tiles import TiledPredictor, spans
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_tiles_equal_the_whole(name):
     """The margin is wider than the receptive field, so that the masks are the same everywhere."""
     image = picture(300, 410)
     whole, _, variables = made(name, scales=(0.5, 1.0), flip=True)
-    want = Predictor(whole, variables, MEAN)(image)
+    want = TiledPredictor(whole, variables, MEAN)(image)
     assert want.tiles == 1 and len(np.unique(want.mask)) > 2
     tiled, _, _ = made(name, scales=(0.5, 1.0), flip=True, window=(192, 230))
-    predictor = Predictor(tiled, variables, MEAN, max_side=256)
+    predictor = TiledPredictor(tiled, variables, MEAN, max_side=256)
     assert predictor.tile == (192, 192)  # multiples of 64, which is 32 pixels at scale 0.5
     got = predictor(image)
     assert got.tiles == 15 and len(tiled.shapes) == 2
@@ -53,7 +53,7 @@ def test_tiles_equal_the_whole(name):
 
 def test_tiles_of_a_long_strip_are_as_narrow_as_it_is():
     inference, _, variables = made("align_corners")
-    predictor = Predictor(inference, variables, MEAN)
+    predictor = TiledPredictor(inference, variables, MEAN)
     assert predictor.tile == (1024, 1024)
     assert predictor(picture(10, 2100)).tiles == 3
     assert inference.shapes == {(1, 33, 1025)}  # the tiles see 1012 pixels, whole steps of 32 less than 2100
@@ -62,7 +62,7 @@ def test_tiles_of_a_long_strip_are_as_narrow_as_it_is():
 
 def test_planned_pictures_share_few_shapes():
     inference, _, variables = made("align_corners")
-    predictor = Predictor(inference, variables, MEAN)
+    predictor = TiledPredictor(inference, variables, MEAN)
     sizes = [(40 + 9 * i, 200 - 9 * i) for i in range(12)]
     predictor.plan(sizes)
     for size in sizes:
@@ -76,7 +76,7 @@ import numpy as np
 from hfgd_jax import config as configuration
 from hfgd_jax.runs import system
 from hfgd_jax.inference.views import Inference
-from hfgd_jax.inference.tiles import Predictor
+from hfgd_jax.inference.tiles import TiledPredictor
 config = configuration.default()
 configuration.set_method(config, "hfgd")
 configuration.set_tiny(config)
@@ -84,7 +84,7 @@ config.model.channels = 96
 made = system.build(config)
 state, _ = system.initial_state(made)
 picture = np.random.default_rng(0).integers(0, 255, (3000, 4000, 3), dtype=np.uint8)
-mask, tiles = Predictor(Inference(made.model, config), state.model, made.mean_pixel)(picture)
+mask, tiles = TiledPredictor(Inference(made.model, config), state.model, made.mean_pixel)(picture)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(json.dumps({"shape": mask.shape, "tiles": tiles, "GiB": peak}))
 """

@@ -102,7 +102,7 @@ def test_a_rematerialised_residual_block_trains_as_it_is():
     x = jax.random.normal(jax.random.key(1), (2, 5, 5, 4))
     plain, again = (
         kind(4, False, 1, (1, 1), False, BatchNorm(0.5), jnp.float32, name="block")
-        for kind in (resnet.Block, nn.remat(resnet.Block, static_argnums=2))
+        for kind in (resnet.ResNetBlock, nn.remat(resnet.ResNetBlock, static_argnums=2))
     )
     variables = plain.init(jax.random.key(0), x, True)
 

@@ -7,7 +7,7 @@ import pytest
 from flax import traverse_util
 
 from hfgd_jax.models.backbones import BACKBONES, swin
-from hfgd_jax.models.backbones.swin import Block, Swin
+from hfgd_jax.models.backbones.swin import Swin, SwinBlock
 
 TINY = {"depths": (1, 5), "width": 8, "heads": (1, 2), "window": 3}  # two stages, the second of 2.5 pairs
 SIZE = (18, 37)
@@ -71,7 +71,7 @@ def numpy_block(params, x, heads, window, shift):
 
 
 def block_and_params(model_tools, shift=0, window=3):
-    block = Block(2, window, shift, jnp.float32)
+    block = SwinBlock(2, window, shift, jnp.float32)
     shapes = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, None), jnp.zeros((1, 4, 5, 8)))
     return block, model_tools.randomize(shapes)
 

@@ -50,7 +50,7 @@ def trained(config):
     with batches_of(config, system) as batches:
         batch = next(batches)
         step = compile_step(system, state, batch)
-        processes.meet("compiled")
+        processes.barrier("compiled")
         for _ in range(config.train.steps):
             state, metrics = step(state, batch)
             losses.append(float(metrics["loss"]))
@@ -61,7 +61,7 @@ def trained(config):
 @contextlib.contextmanager
 def batches_of(config, system):
     """Yields an iterator of global batches, of which each process reads its part."""
-    index, count = sharding.place(system.mesh)
+    index, count = sharding.process_share(system.mesh)
     with pipeline.train_batches(
         open_data(config, config.data.train_split),
         config.data,

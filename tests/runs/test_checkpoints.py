@@ -1,4 +1,4 @@
-"""Checkpoints of small trees: fingerprints, damage of every kind, other meshes, slow and failing disks."""
+"""Checkpoints of small trees: checksums, damage of every kind, other meshes, slow and failing disks."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from hfgd_jax.errors import StuckError, UserError
 from hfgd_jax.runs import checkpoint_files
 from hfgd_jax.runs.checkpoint_files import DamagedError
 from hfgd_jax.runs.checkpoints import Checkpoints, meta
-from hfgd_jax.runs.checksums import fingerprints
+from hfgd_jax.runs.checksums import checksums
 from hfgd_jax.runtime import sharding
 
 
@@ -61,11 +61,11 @@ def assert_same(tree, other):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b, strict=True), tree, other)
 
 
-# -- fingerprints --
+# -- checksums --
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
-def test_every_single_bit_changes_the_fingerprint(dtype):
+def test_every_single_bit_changes_the_checksum(dtype):
     values = np.asarray(jnp.asarray(np.random.default_rng(0).integers(0, 2, (3, 5)), dtype))
     images = [values]
     size = values.size if dtype == "bool" else values.nbytes * 8
@@ -78,11 +78,11 @@ def test_every_single_bit_changes_the_fingerprint(dtype):
             raw[bit // 8] ^= 1 << bit % 8
             changed = np.frombuffer(bytes(raw), values.dtype).reshape(values.shape)
         images.append(changed)
-    sums = [fingerprints({"x": image})["x"] for image in images]
+    sums = [checksums({"x": image})["x"] for image in images]
     assert len(set(sums)) == len(sums)
 
 
-def test_what_sums_would_miss_changes_the_fingerprint():
+def test_what_sums_would_miss_changes_the_checksum():
     """Two signs, two places exchanged, another order: 64 bits of the type are 64 bits looked at."""
     x = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
     signs, exchanged = x.copy(), x.copy()
@@ -92,23 +92,21 @@ def test_what_sums_would_miss_changes_the_fingerprint():
         wide = x.astype(np.float64)
         low = wide.copy()
         low.view(np.uint64)[1, 1] ^= 1
-        assert fingerprints([wide]) != fingerprints([low])
-    sums = [
-        fingerprints([y])["0"] for y in (x, signs, exchanged, x[::-1], x.reshape(6, 4).T, np.zeros_like(x))
-    ]
+        assert checksums([wide]) != checksums([low])
+    sums = [checksums([y])["0"] for y in (x, signs, exchanged, x[::-1], x.reshape(6, 4).T, np.zeros_like(x))]
     assert len(set(sums)) == 6
     assert all(0 <= s < 2**32 for s in sums)
 
 
-def test_fingerprints_are_those_of_one_device_on_any_mesh():
+def test_checksums_are_those_of_one_device_on_any_mesh():
     model, training = trees()
-    one = fingerprints(model) | fingerprints(training)
+    one = checksums(model) | checksums(training)
     for shape in ((8, 1), (2, 4), (1, 8)):
         on = mesh(*shape)
-        assert fingerprints(placed(on, model)) | fingerprints(placed(on, training)) == one
+        assert checksums(placed(on, model)) | checksums(placed(on, training)) == one
     rows = NamedSharding(mesh(1, 8), PartitionSpec(None, None, "fsdp"))
     kernel = model["params"]["conv"]["kernel"]
-    assert fingerprints([jax.device_put(kernel, rows)])["0"] == one["params/conv/kernel"]
+    assert checksums([jax.device_put(kernel, rows)])["0"] == one["params/conv/kernel"]
 
 
 # -- other meshes --
@@ -244,7 +242,7 @@ def test_a_leaf_that_was_changed_is_named(workdir, monkeypatch):
         return tree
 
     monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", flip)
-    with pytest.raises(DamagedError, match=r"fingerprints differ\): model/params/conv/bias$"):
+    with pytest.raises(DamagedError, match=r"checksums differ\): model/params/conv/bias$"):
         Checkpoints(workdir, read_only=True).restore(3, *wanted(mesh(1, 1)))
 
 

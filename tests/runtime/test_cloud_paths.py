@@ -54,7 +54,7 @@ def _lines(path):
 
 
 def test_the_place_of_a_run(bucket):
-    assert storage.place("gs://bucket/run", "--workdir", arrays=True) == bucket / "run"
+    assert storage.resolve("gs://bucket/run", "--workdir", arrays=True) == bucket / "run"
     assert str(storage.absolute(bucket / "run")) == "gs://bucket/run"  # not a folder `gs:` of this machine
 
 
@@ -186,13 +186,13 @@ def test_pictures_in_and_masks_out(bucket):
     (bucket / "photos" / "notes.txt").write_text("")
     for given in ("gs://bucket/photos", "gs://bucket/photos/*.png", "gs://bucket/photos/a.png"):
         model, out = Half(), f"gs://bucket/out{given.count('*')}{given.count('a.png')}"
-        report = predict.run(model, given, out, table=TABLES["camvid"], say=lambda line: None)
+        report = predict.run(model, given, out, table=TABLES["camvid"], log=lambda line: None)
         assert model.sizes == [(20, 30)] * len(report.masks) and not report.skipped
         with report.masks[0].open("rb") as file, Image.open(file) as mask:
             assert (np.asarray(mask) == 1).all()
         assert (epath.Path(out) / "overlays" / "legend.png").exists()
     with pytest.raises(UserError, match=r"a.png exists.*--overwrite"):
-        predict.run(Half(), "gs://bucket/photos", out, table=TABLES["camvid"], say=lambda line: None)
+        predict.run(Half(), "gs://bucket/photos", out, table=TABLES["camvid"], log=lambda line: None)
     with pytest.raises(UserError, match="these are outputs within"):
         predict.run(Half(), f"{out}/masks/a.png", out, table=TABLES["camvid"], overwrite=True)
     with pytest.raises(UserError, match=r"\*\* reads a whole bucket"):
@@ -209,7 +209,7 @@ def test_pictures_in_and_masks_out(bucket):
 )
 def test_what_cannot_work_is_said_before_anything_is_computed(value, arrays, says):
     with pytest.raises(UserError, match=says):
-        storage.place(value, "--workdir", arrays=arrays)
+        storage.resolve(value, "--workdir", arrays=arrays)
 
 
 def test_without_its_package_a_bucket_names_the_extra(monkeypatch):
@@ -218,7 +218,7 @@ def test_without_its_package_a_bucket_names_the_extra(monkeypatch):
 
     monkeypatch.setattr(type(epath.Path("gs://bucket")), "exists", absent)
     with pytest.raises(UserError, match=r'--workdir=gs://bucket/run: needs .*pip install "hfgd_jax\[gcs\]"'):
-        storage.place("gs://bucket/run", "--workdir")
+        storage.resolve("gs://bucket/run", "--workdir")
 
 
 def test_a_bucket_out_of_reach_is_one_line(monkeypatch):
@@ -229,7 +229,7 @@ def test_a_bucket_out_of_reach_is_one_line(monkeypatch):
     with pytest.raises(
         UserError, match=r"--workdir=gs://bucket/run: cannot be reached \(Forbidden: bucket no"
     ):
-        storage.place("gs://bucket/run", "--workdir")
+        storage.resolve("gs://bucket/run", "--workdir")
 
 
 @pytest.mark.slow

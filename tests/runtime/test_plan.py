@@ -82,6 +82,6 @@ def test_missing_devices_are_told_with_what_was_seen():
 
 
 def test_a_single_process_agrees_with_itself_and_may_do_all():
-    processes.agree("--config", "text")
-    processes.refuse_several("predict")
-    processes.leave(3)  # an ordinary exit follows
+    processes.check_equal("--config", "text")
+    processes.require_one_process("predict")
+    processes.end_now(3)  # an ordinary exit follows

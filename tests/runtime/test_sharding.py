@@ -77,6 +77,6 @@ def test_the_rules_as_a_table_for_a_mesh_that_is_not_here():
 
 def test_rows_of_a_batch_go_to_all_devices():
     mesh = sharding.make_mesh(mesh_config(2, 4))
-    assert sharding.place(mesh) == (0, 1)
+    assert sharding.process_share(mesh) == (0, 1)
     batch = sharding.global_batch(mesh, {"x": np.arange(16).reshape(16, 1)})["x"]
     assert [int(shard.data[0, 0]) for shard in batch.addressable_shards] == list(range(0, 16, 2))

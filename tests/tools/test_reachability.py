@@ -48,8 +48,8 @@ def test_cosines():
 def test_the_report():
     third_below = np.float32([[1, 0, 0], [0, 1, 0]])
     signed = {"student": True, "teacher": False}
-    one = reachability.Tokens("hfgd", 4, ("a", "b", "c"), third_below, np.zeros(3), signed)
-    two = reachability.Tokens("sfpn", 4, ("a", "d"), np.eye(2), np.zeros(2), {"student": False})
+    one = reachability.TrainedTokens("hfgd", 4, ("a", "b", "c"), third_below, np.zeros(3), signed)
+    two = reachability.TrainedTokens("sfpn", 4, ("a", "d"), np.eye(2), np.zeros(2), {"student": False})
     found = [reachability.examine(one), reachability.examine(two)]
     assert found[0]["smallest_features"]["teacher"] == {
         "signed": False,

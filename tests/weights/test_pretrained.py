@@ -39,8 +39,10 @@ def variables():
 def small_networks():
     """`convnext_x` and `swin_x`: small, and of the depths of `convnext_a` and `swin_t`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(convnext.VARIANTS, "convnext_x", convnext.Variant((2, 2, 6, 2), (8, 12, 16, 20), 0.0))
-        patch.setitem(swin.VARIANTS, "swin_x", swin.Variant((2, 2, 6, 2), 8, (1, 2, 2, 4), 4))
+        patch.setitem(
+            convnext.VARIANTS, "convnext_x", convnext.ConvNeXtVariant((2, 2, 6, 2), (8, 12, 16, 20), 0.0)
+        )
+        patch.setitem(swin.VARIANTS, "swin_x", swin.SwinVariant((2, 2, 6, 2), 8, (1, 2, 2, 4), 4))
         patch.setitem(BACKBONES, "convnext_x", convnext.entry("convnext_x"))
         patch.setitem(BACKBONES, "swin_x", swin.entry("swin_x"))
         yield

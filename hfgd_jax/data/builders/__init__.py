@@ -76,7 +76,9 @@ def source_folder(dataset: str, source: str | Path | None) -> Path:
     return Path(source)
 
 
-def raw_splits(dataset: str, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.Split]:
+def raw_splits(
+    dataset: str, source: Path, options: base.Options = base.DEFAULTS
+) -> Mapping[str, base.RawSplit]:
     """Records of a raw folder by split.
 
     Raises:
@@ -91,7 +93,7 @@ def raw_splits(dataset: str, source: Path, options: base.Options = base.DEFAULTS
     return builder.splits(source, options)
 
 
-def wrong_counts(dataset: str, splits: Mapping[str, base.Split]) -> list[str]:
+def wrong_counts(dataset: str, splits: Mapping[str, base.RawSplit]) -> list[str]:
     """A line for each split that has another number of records than its owners say."""
     counts = get(dataset).COUNTS
     return [
@@ -136,7 +138,7 @@ def prepare(
     """
     builder_class = get(dataset)
     source = source_folder(dataset, source)
-    place = storage.place(data_dir, "data_dir", arrays=True)
+    place = storage.resolve(data_dir, "data_dir", arrays=True)
     target = place / dataset
     if target.exists() and not overwrite:
         raise UserError(f"{target}: already there; --overwrite prepares it anew")
@@ -179,7 +181,7 @@ def _refuse_foreign(target: epath.Path) -> None:
             )
 
 
-def _check_before(dataset: str, splits: Mapping[str, base.Split], allow_partial: bool) -> None:
+def _check_before(dataset: str, splits: Mapping[str, base.RawSplit], allow_partial: bool) -> None:
     """What can be found out without reading the files."""
     unmatched = [
         line
@@ -239,7 +241,7 @@ def prepare_if_missing(
     """
     if dataset not in EMBEDDED:
         raise UserError(f"data set {dataset!r}: needs a source; embedded are {', '.join(sorted(EMBEDDED))}")
-    folder = storage.place(data_dir, "data_dir", arrays=True) / dataset / str(get(dataset).VERSION)
+    folder = storage.resolve(data_dir, "data_dir", arrays=True) / dataset / str(get(dataset).VERSION)
     try:
         if not is_prepared(folder):
             prepare(dataset, None, data_dir, overwrite=folder.parent.exists(), report=report)
@@ -287,7 +289,7 @@ def _example(record: base.Record, table: LabelTable, labelled: bool) -> dict[str
 
 
 def _write(
-    builder: SegmentationBuilder, splits: Mapping[str, base.Split], report: Callable[[str], None]
+    builder: SegmentationBuilder, splits: Mapping[str, base.RawSplit], report: Callable[[str], None]
 ) -> None:
     builder.info.metadata["unlabelled"] = [name for name, split in splits.items() if not split.labelled]
     Path(builder.data_dir).mkdir(parents=True)

@@ -17,11 +17,11 @@ class Ade20k(base.SegmentationBuilder):
     COUNTS = {"train": 20210, "val": 2000}
 
     @classmethod
-    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.Split]:
+    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.RawSplit]:
         del options
         found = {}
         for name, folder in (("train", "training"), ("val", "validation")):
             places = (f"{part}/{folder}" for part in ("images", "annotations"))
             images, labels = (files.first_folder(source, place, layout=cls.LAYOUT) for place in places)
-            found[name] = base.Split(base.pairs(images, labels))
+            found[name] = base.RawSplit(base.pairs(images, labels))
         return found

@@ -64,7 +64,7 @@ class FileRecord:
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class RawSplit:
     """The records of one split in raw form; an unlabelled split has no labels at all."""
 
     records: Sequence[Record]
@@ -193,7 +193,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         return TABLES[cls.NAME]
 
     @classmethod
-    def splits(cls, source: Path, options: Options = DEFAULTS) -> Mapping[str, Split]:
+    def splits(cls, source: Path, options: Options = DEFAULTS) -> Mapping[str, RawSplit]:
         """Records of the raw folder, by split, in a fixed order.
 
         Raises:
@@ -219,7 +219,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         del dl_manager
         return {name: self._generate_examples(split) for name, split in self.splits(self.source).items()}
 
-    def _generate_examples(self, split: Split) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _generate_examples(self, split: RawSplit) -> Iterator[tuple[str, dict[str, Any]]]:
         table = self.table(self.source)
         for record in split.records:
             yield record.id, example(record, table, split.labelled)

@@ -18,7 +18,7 @@ class Camvid(base.SegmentationBuilder):
     COUNTS = {"train": 367, "val": 101, "test": 233}
 
     @classmethod
-    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.Split]:
+    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.RawSplit]:
         del options
         found = {}
         for name in ("train", "val", "test"):
@@ -29,7 +29,7 @@ class Camvid(base.SegmentationBuilder):
             for folder in (images, labels) if labelled else (images,):
                 if not folder.is_dir():
                     raise UserError(f"{folder}: no such folder; want {cls.LAYOUT}")
-            found[name] = base.Split(base.pairs(images, labels), labelled)
+            found[name] = base.RawSplit(base.pairs(images, labels), labelled)
             if not found[name].records:
                 raise UserError(f"{images}: no images ({', '.join(files.IMAGE_SUFFIXES)}) in it")
         return found

@@ -26,7 +26,7 @@ class Cityscapes(base.SegmentationBuilder):
     COUNTS = {"train": 2975, "val": 500, "test": 1525}
 
     @classmethod
-    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.Split]:
+    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.RawSplit]:
         del options
         found = {}
         for name in ("train", "val"):
@@ -35,10 +35,10 @@ class Cityscapes(base.SegmentationBuilder):
             pictures = files.by_key(images, (".png",), deep=True, ending=_IMAGE)
             maps = files.by_key(labels, (".png",), deep=True, ending=_LABEL)
             records = [_record(key, pictures.get(key), maps.get(key)) for key in sorted(pictures | maps)]
-            found[name] = base.Split(records)
+            found[name] = base.RawSplit(records)
         test = files.by_key(source / "leftImg8bit" / "test", (".png",), deep=True, ending=_IMAGE)
         if test:
-            found["test"] = base.Split([_record(key, path, None) for key, path in test.items()], False)
+            found["test"] = base.RawSplit([_record(key, path, None) for key, path in test.items()], False)
         return found
 
 

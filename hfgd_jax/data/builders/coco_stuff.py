@@ -20,7 +20,7 @@ class CocoStuff164k(base.SegmentationBuilder):
     COUNTS = {"train": 118287, "val": 5000}
 
     @classmethod
-    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.Split]:
+    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.RawSplit]:
         del options
         found = {}
         for name, part in (("train", "train2017"), ("val", "val2017")):
@@ -28,7 +28,7 @@ class CocoStuff164k(base.SegmentationBuilder):
             labels = files.first_folder(
                 source, f"stuffthingmaps/{part}", f"annotations/{part}", layout=cls.LAYOUT
             )
-            found[name] = base.Split(base.pairs(images, labels))
+            found[name] = base.RawSplit(base.pairs(images, labels))
         return found
 
 
@@ -41,13 +41,13 @@ class CocoStuff10k(base.SegmentationBuilder):
     COUNTS = {"train": 9000, "test": 1000}
 
     @classmethod
-    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.Split]:
+    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.RawSplit]:
         del options
         images, labels, lists = (
             files.first_folder(source, name, layout=cls.LAYOUT)
             for name in ("images", "annotations", "imageLists")
         )
         return {
-            name: base.Split(base.listed(lists / f"{name}.txt", images, labels, ".mat", "S"))
+            name: base.RawSplit(base.listed(lists / f"{name}.txt", images, labels, ".mat", "S"))
             for name in ("train", "test")
         }

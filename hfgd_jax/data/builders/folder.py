@@ -43,7 +43,7 @@ class Folder(base.SegmentationBuilder):
         return class_lists.read(source).table
 
     @classmethod
-    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.Split]:
+    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.RawSplit]:
         read = class_lists.read(source).read_label
         images, masks = (files.first_folder(source, name, layout=cls.LAYOUT) for name in ("images", "masks"))
         pictures = files.by_key(images, IMAGE_SUFFIXES, deep=True)
@@ -57,7 +57,7 @@ class Folder(base.SegmentationBuilder):
         for name, keys in _divide(source, sorted(pictures | labels), options).items():
             labelled = name != "test" or any(key in labels for key in keys)
             records = [base.FileRecord(key, pictures.get(key), labels.get(key), read) for key in keys]
-            found[name] = base.Split(records, labelled)
+            found[name] = base.RawSplit(records, labelled)
         return found
 
 

@@ -51,14 +51,14 @@ class PascalContext(base.SegmentationBuilder):
         return dataclasses.replace(table, raw_ids=raw_ids)
 
     @classmethod
-    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.Split]:
+    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.RawSplit]:
         del options
         images = files.first_folder(source, "JPEGImages", layout=cls.LAYOUT)
         labels = _labels(source)
         lists = next((source / at for at in _LISTS if (source / at / "train.txt").is_file()), source)
         suffix = ".mat" if labels.name == _FULL else ".png"
         return {
-            name: base.Split(base.listed(lists / f"{name}.txt", images, labels, suffix, "LabelMap"))
+            name: base.RawSplit(base.listed(lists / f"{name}.txt", images, labels, suffix, "LabelMap"))
             for name in ("train", "val")
         }
 

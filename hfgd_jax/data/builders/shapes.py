@@ -54,6 +54,6 @@ class Shapes(base.SegmentationBuilder):
     EMBEDDED = True
 
     @classmethod
-    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.Split]:
+    def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.RawSplit]:
         del source, options
-        return {name: base.Split([SceneRecord(name, i) for i in range(n)]) for name, n in SPLITS.items()}
+        return {name: base.RawSplit([SceneRecord(name, i) for i in range(n)]) for name, n in SPLITS.items()}

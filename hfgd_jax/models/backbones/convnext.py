@@ -28,7 +28,7 @@ init = nn.initializers.truncated_normal(0.02)
 LAYER_SCALE = 1e-6
 
 
-class Variant(NamedTuple):
+class ConvNeXtVariant(NamedTuple):
     """Depth and width of each stage, and the rate of stochastic depth in segmentation.
 
     The rates are those of `semantic_segmentation/configs/convnext` in the authors' code, whose UPerNet
@@ -41,15 +41,15 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    "convnext_a": Variant((2, 2, 6, 2), (40, 80, 160, 320), 0.0),  # timm's "atto"
-    "convnext_t": Variant((3, 3, 9, 3), (96, 192, 384, 768), 0.4),
-    "convnext_s": Variant((3, 3, 27, 3), (96, 192, 384, 768), 0.3),
-    "convnext_b": Variant((3, 3, 27, 3), (128, 256, 512, 1024), 0.4),
-    "convnext_l": Variant((3, 3, 27, 3), (192, 384, 768, 1536), 0.4),
+    "convnext_a": ConvNeXtVariant((2, 2, 6, 2), (40, 80, 160, 320), 0.0),  # timm's "atto"
+    "convnext_t": ConvNeXtVariant((3, 3, 9, 3), (96, 192, 384, 768), 0.4),
+    "convnext_s": ConvNeXtVariant((3, 3, 27, 3), (96, 192, 384, 768), 0.3),
+    "convnext_b": ConvNeXtVariant((3, 3, 27, 3), (128, 256, 512, 1024), 0.4),
+    "convnext_l": ConvNeXtVariant((3, 3, 27, 3), (192, 384, 768, 1536), 0.4),
 }
 
 
-class Block(nn.Module):
+class ConvNeXtBlock(nn.Module):
     """Depthwise 7x7, layer norm and a two-layer perceptron, scaled by channel and added to the input.
 
     Attributes:
@@ -115,7 +115,7 @@ class ConvNeXt(nn.Module):
                 spatial, rate = spatial * stride, rate * (2 // stride)
             names = [f"stage{stage}_{i}" for i in range(depth)]
             drops = draw(self, rates[done : done + depth], train)
-            block = partial(Block, rate, self.dtype)
+            block = partial(ConvNeXtBlock, rate, self.dtype)
             x = run_blocks(self, [block], names, x, drops, scan=self.scan_blocks, remat=self.remat)
             level, done = 2 << stage, done + depth
             pyramid[level] = norm(name=f"norm_{level}")(x)

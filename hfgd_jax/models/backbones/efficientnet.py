@@ -98,7 +98,7 @@ def head_channels(name: str) -> int:
     return HEAD_CHANNELS if is_lite(name) else round_channels(HEAD_CHANNELS, SCALES[name][0])
 
 
-class Block(nn.Module):
+class EfficientNetBlock(nn.Module):
     """1x1 expansion, depthwise convolution, squeeze-and-excitation, linear 1x1 projection ("MBConv").
 
     The input is added where the shapes agree. Gives the result and, beside it, the activated expansion.
@@ -178,7 +178,7 @@ class EfficientNet(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b h w c"]]:
         lite, stages = is_lite(self.variant), scaled_stages(self.variant)
-        block = nn.remat(Block, static_argnums=2) if self.remat else Block
+        block = nn.remat(EfficientNetBlock, static_argnums=2) if self.remat else EfficientNetBlock
         rates = drop_path_rates(sum(stage.blocks for stage in stages), self.drop_path)
         x, done, outputs, expansions = self._stem(images, train), 0, [], []
         for s, (stage, steps) in enumerate(zip(stages, self._plan(), strict=True)):

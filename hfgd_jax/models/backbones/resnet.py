@@ -40,7 +40,7 @@ def is_deep(name: str) -> bool:
     return name.endswith("d")
 
 
-class Block(nn.Module):
+class ResNetBlock(nn.Module):
     """A residual block.
 
     Attributes:
@@ -108,7 +108,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b h w c"]]:
         x, pyramid = max_pool(self._stem(images, train)), {}
-        block = nn.remat(Block, static_argnums=2) if self.remat else Block
+        block = nn.remat(ResNetBlock, static_argnums=2) if self.remat else ResNetBlock
         for stage, blocks in enumerate(self._plan()):
             for i, (stride, dilations) in enumerate(blocks):
                 x = block(

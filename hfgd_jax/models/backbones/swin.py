@@ -34,7 +34,7 @@ DROP_PATH = 0.3  # of UPerNet with Swin in mmsegmentation and in the authors' se
 INIT = nn.initializers.truncated_normal(0.02)
 
 
-class Variant(NamedTuple):
+class SwinVariant(NamedTuple):
     """Blocks of each stage, channels of the first, heads of each stage, side of a window."""
 
     depths: tuple[int, ...]
@@ -44,14 +44,14 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    "swin_t": Variant((2, 2, 6, 2), 96, (3, 6, 12, 24), 7),
-    "swin_s": Variant((2, 2, 18, 2), 96, (3, 6, 12, 24), 7),
-    "swin_b": Variant((2, 2, 18, 2), 128, (4, 8, 16, 32), 12),
-    "swin_l": Variant((2, 2, 18, 2), 192, (6, 12, 24, 48), 12),
+    "swin_t": SwinVariant((2, 2, 6, 2), 96, (3, 6, 12, 24), 7),
+    "swin_s": SwinVariant((2, 2, 18, 2), 96, (3, 6, 12, 24), 7),
+    "swin_b": SwinVariant((2, 2, 18, 2), 128, (4, 8, 16, 32), 12),
+    "swin_l": SwinVariant((2, 2, 18, 2), 192, (6, 12, 24, 48), 12),
 }
 
 
-class Block(nn.Module):
+class SwinBlock(nn.Module):
     """Attention within windows, then an MLP, each on the normalised map and with a residual.
 
     Attributes:
@@ -119,7 +119,7 @@ class Swin(nn.Module):
             if stage > 0:
                 x = norm(name=f"merge{stage + 1}_norm")(_two_by_two(x))
                 x = _dense(x.shape[-1] // 2, self.dtype, f"merge{stage + 1}", use_bias=False)(x)
-            makers = [partial(Block, heads, self.window, s, self.dtype) for s in (0, self.window // 2)]
+            makers = [partial(SwinBlock, heads, self.window, s, self.dtype) for s in (0, self.window // 2)]
             names = [f"stage{stage + 1}_{i}" for i in range(depth)]
             drops, rates = draw(self, rates[:depth], train), rates[depth:]
             x = run_blocks(self, makers, names, x, drops, scan=self.scan_blocks, remat=self.remat)
