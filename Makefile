@@ -69,6 +69,7 @@ chaos: $(READY)
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: $(READY)
 	$(PY) -m ruff check --fix .

@@ -1,4 +1,4 @@
-"""What does a training step send between devices, and what does it hold on each? Nothing is allocated or run.
+"""Counts what a training step sends between devices and holds on each; nothing is allocated or run.
 
     python benchmarks/communication.py --config configs/paper.py:table9/hfgd_os4 --config.mesh.fsdp=2
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import hlo
 import jax
 import report
 from absl import flags
@@ -22,7 +23,7 @@ from ml_collections import config_flags
 
 from hfgd_jax.runs.system import build
 from hfgd_jax.runtime import shell
-from hfgd_jax.tools import lower, macs, scaling
+from hfgd_jax.tools import lower, macs
 from hfgd_jax.training.step import jit_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
@@ -49,7 +50,7 @@ def main(_: list[str]) -> None:
     state, batch = lower.train_arguments(system)
     compiled = jit_step(system, state).lower(state, batch).compile(compiler_options=QUICK)
     seconds, memory = time.perf_counter() - start, compiled.memory_analysis()
-    found = scaling.collectives(compiled.as_text(), system.mesh.size)
+    found = hlo.collectives(compiled.as_text(), system.mesh.size)
     alike = collections.Counter()
     for item in found:
         alike[item.kind, item.size, item.group] += item.times
@@ -66,7 +67,7 @@ def main(_: list[str]) -> None:
         "collectives": [[*key, times] for key, times in sorted(alike.items())],
         "by_kind": {
             kind: {name: round(value, 3) for name, value in row.items()}
-            for kind, row in sorted(scaling.by_kind(found).items())
+            for kind, row in sorted(hlo.by_kind(found).items())
         },
     }
     print(json.dumps(result))

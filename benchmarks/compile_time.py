@@ -1,4 +1,4 @@
-"""How long does a training step take to compile? Nothing is allocated or run.
+"""Times the compilation of a training step; nothing is allocated or run.
 
     python benchmarks/compile_time.py --config configs/paper.py:table10/hfgd --config.train.batch_size=2
 

@@ -1,4 +1,4 @@
-"""How long does a training step of EfficientNet-Lite0 take here, and in timm? Needs torch and timm.
+"""Times a training step of EfficientNet-Lite0 here and in timm; needs torch and timm.
 
     taskset -c 0 python benchmarks/efficientnet_step.py --steps 15 --note "nothing else ran"
 

@@ -1,4 +1,4 @@
-"""What every result says about where it was measured."""
+"""The head of every benchmark's result: date, devices, host, versions and config."""
 
 import platform
 import time

@@ -1,4 +1,4 @@
-"""How fast is a training step, without data and logging? Random batches; the median of many steps.
+"""Times a training step without data and logging: random batches, the median of many steps.
 
     python benchmarks/train_step.py --config configs/demo.py --steps 20
 

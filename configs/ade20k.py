@@ -1,4 +1,4 @@
-"""ADE20K, 150 classes (spec 2), in the paper's advanced settings.
+"""ADE20K, 150 classes, in the paper's advanced settings.
 
     python -m hfgd_jax.main --config configs/ade20k.py:method=hfgd --workdir runs/ade20k
 
@@ -8,22 +8,15 @@ tiny. Crops of 641x641 (640x640 where features are cells); 40K steps (reading: t
 
 from ml_collections import ConfigDict
 
-from hfgd_jax import config as configuration
+from hfgd_jax.config import recipe
 from hfgd_jax.geometry import grid_size
 
 
 def get_config(arguments: str = "") -> ConfigDict:
     """The run's config."""
-    args = configuration.parse_arguments(
-        arguments, backbone="resnet50", method="hfgd", weights="", tiny=False
-    )
-    config = configuration.default()
-    configuration.set_method(config, args.method)
-    configuration.set_backbone(config, args.backbone)
-    config.model.backbone.weights = args.weights
+    args = recipe.arguments(arguments, backbone="resnet50")
+    config = recipe.start(args)
     config.data.update({"dataset": "ade20k", "num_classes": 150})
     config.data.crop = grid_size((640, 640), config.model.geometry)
     config.train.steps = 40_000
-    if args.tiny:
-        configuration.set_tiny(config)
-    return config
+    return recipe.finish(config, args)

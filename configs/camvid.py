@@ -1,4 +1,4 @@
-"""CamVid, 11 classes (spec 2): at three quarters of its resolution on two CPU cores, or whole (`full`).
+"""CamVid, 11 classes: at three quarters of its resolution on two CPU cores, or whole (`full`).
 
     python -m hfgd_jax.main --config configs/camvid.py:backbone=resnet18,method=hfgd --workdir runs/camvid
 
@@ -8,18 +8,13 @@ Arguments: backbone (of config.BACKBONES), method (of config.METHODS), weights (
 
 from ml_collections import ConfigDict
 
-from hfgd_jax import config as configuration
+from hfgd_jax.config import recipe
 
 
 def get_config(arguments: str = "") -> ConfigDict:
     """The run's config."""
-    args = configuration.parse_arguments(
-        arguments, backbone="resnet18", method="hfgd", weights="", full=False, tiny=False
-    )
-    config = configuration.default()
-    configuration.set_method(config, args.method)
-    configuration.set_backbone(config, args.backbone)
-    config.model.backbone.weights = args.weights
+    args = recipe.arguments(arguments, backbone="resnet18", full=False)
+    config = recipe.start(args)
     config.data.update({"dataset": "camvid", "num_classes": 11, "crop": (361, 481)})
     config.train.update({"steps": 8000, "batch_size": 8})
     config.model.batch_norm_decay = 0.98
@@ -31,6 +26,4 @@ def get_config(arguments: str = "") -> ConfigDict:
         config.model.channels = 96
         config.data.update({"input_scale": 0.75, "crop": (161, 193)})
         config.train.update({"steps": 1200, "dtype": "float32"})
-    if args.tiny:
-        configuration.set_tiny(config)
-    return config
+    return recipe.finish(config, args)

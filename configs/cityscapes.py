@@ -1,4 +1,4 @@
-"""Cityscapes (fine annotations), 19 classes (spec 2), in the paper's advanced settings.
+"""Cityscapes (fine annotations), 19 classes, in the paper's advanced settings.
 
     python -m hfgd_jax.main --config configs/cityscapes.py:method=hfgd --workdir runs/cityscapes
 
@@ -9,22 +9,15 @@ ablations take 30K (--config.train.steps=30000).
 
 from ml_collections import ConfigDict
 
-from hfgd_jax import config as configuration
+from hfgd_jax.config import recipe
 from hfgd_jax.geometry import grid_size
 
 
 def get_config(arguments: str = "") -> ConfigDict:
     """The run's config."""
-    args = configuration.parse_arguments(
-        arguments, backbone="resnet50", method="hfgd", weights="", tiny=False
-    )
-    config = configuration.default()
-    configuration.set_method(config, args.method)
-    configuration.set_backbone(config, args.backbone)
-    config.model.backbone.weights = args.weights
+    args = recipe.arguments(arguments, backbone="resnet50")
+    config = recipe.start(args)
     config.data.update({"dataset": "cityscapes", "num_classes": 19})
     config.data.crop = grid_size((512, 1024), config.model.geometry)
     config.train.steps = 80_000 if config.model.output_stride == 2 else 60_000
-    if args.tiny:
-        configuration.set_tiny(config)
-    return config
+    return recipe.finish(config, args)

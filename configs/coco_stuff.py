@@ -1,4 +1,4 @@
-"""COCO-Stuff, 171 classes (spec 2), in the paper's advanced settings: the 164k or the 10k set.
+"""COCO-Stuff, 171 classes, in the paper's advanced settings: the 164k or the 10k set.
 
     python -m hfgd_jax.main --config configs/coco_stuff.py:size=10k,method=hfgd --workdir runs/coco_stuff
 
@@ -8,7 +8,7 @@ the backbone), tiny. Crops of 513x513 (512x512 where features are cells); 40K st
 
 from ml_collections import ConfigDict
 
-from hfgd_jax import config as configuration
+from hfgd_jax.config import recipe
 from hfgd_jax.config.checks import one_of
 from hfgd_jax.geometry import grid_size
 
@@ -17,18 +17,11 @@ EVAL_SPLITS = {"164k": "val", "10k": "test"}
 
 def get_config(arguments: str = "") -> ConfigDict:
     """The run's config."""
-    args = configuration.parse_arguments(
-        arguments, size="164k", backbone="resnet50", method="hfgd", weights="", tiny=False
-    )
+    args = recipe.arguments(arguments, backbone="resnet50", size="164k")
     one_of("size", args.size, EVAL_SPLITS)
-    config = configuration.default()
-    configuration.set_method(config, args.method)
-    configuration.set_backbone(config, args.backbone)
-    config.model.backbone.weights = args.weights
+    config = recipe.start(args)
     config.data.update({"dataset": f"coco_stuff{args.size}", "num_classes": 171})
     config.data.eval_split = EVAL_SPLITS[args.size]
     config.data.crop = grid_size((512, 512), config.model.geometry)
     config.train.steps = 40_000
-    if args.tiny:
-        configuration.set_tiny(config)
-    return config
+    return recipe.finish(config, args)

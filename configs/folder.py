@@ -16,7 +16,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from hfgd_jax import config as configuration
+from hfgd_jax.config import recipe
 from hfgd_jax.errors import UserError
 from hfgd_jax.geometry import grid_size
 
@@ -26,20 +26,9 @@ CROP = 512  # pixels of a crop's side, at most, before it is put on the model's 
 
 def get_config(arguments: str = "") -> ConfigDict:
     """The run's config."""
-    args = configuration.parse_arguments(
-        arguments,
-        classes=2,
-        images="512x512",
-        small=False,
-        backbone="",
-        method="hfgd",
-        weights="",
-        tiny=False,
-    )
-    config = configuration.default()
-    configuration.set_method(config, args.method)
-    configuration.set_backbone(config, args.backbone or ("resnet18" if args.small else "resnet50"))
-    config.model.backbone.weights = args.weights
+    args = recipe.arguments(arguments, backbone="", classes=2, images="512x512", small=False)
+    args.backbone = args.backbone or ("resnet18" if args.small else "resnet50")
+    config = recipe.start(args)
     config.data.update({"dataset": "folder", "num_classes": args.classes})
     fit(config, args.images, LONGEST_SMALL if args.small else LONGEST)
     config.train.update({"steps": 4000, "batch_size": 8})
@@ -55,9 +44,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         config.optim.update({"learning_rate": 1e-3, "warmup_steps": 30})
         config.eval.every = 100
         config.checkpoint.every = 100
-    if args.tiny:
-        configuration.set_tiny(config)
-    return config
+    return recipe.finish(config, args)
 
 
 def fit(config: ConfigDict, images: str, longest: int) -> None:

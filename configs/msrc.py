@@ -10,18 +10,13 @@ backbone, docs/weights.md), tiny. docs/msrc.md has the results.
 
 from ml_collections import ConfigDict
 
-from hfgd_jax import config as configuration
+from hfgd_jax.config import recipe
 
 
 def get_config(arguments: str = "") -> ConfigDict:
     """The run's config."""
-    args = configuration.parse_arguments(
-        arguments, backbone="efficientnet_lite0", method="hfgd", weights="", tiny=False
-    )
-    config = configuration.default()
-    configuration.set_method(config, args.method)
-    configuration.set_backbone(config, args.backbone)
-    config.model.backbone.weights = args.weights
+    args = recipe.arguments(arguments, backbone="efficientnet_lite0")
+    config = recipe.start(args)
     config.model.channels = 96
     config.model.batch_norm_decay = 0.98
     config.data.update({"dataset": "folder", "num_classes": 21, "crop": (161, 225)})
@@ -30,6 +25,4 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.optim.update({"learning_rate": 1e-3, "warmup_steps": 50})
     config.eval.every = 400
     config.checkpoint.every = 200
-    if args.tiny:
-        configuration.set_tiny(config)
-    return config
+    return recipe.finish(config, args)

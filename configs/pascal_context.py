@@ -1,4 +1,4 @@
-"""Pascal Context, 59 classes (spec 2), in the paper's advanced settings.
+"""Pascal Context, 59 classes, in the paper's advanced settings.
 
     python -m hfgd_jax.main --config configs/pascal_context.py:method=hfgd --workdir runs/context
 
@@ -8,22 +8,16 @@ tiny. Crops of 513x513 (512x512 where features are cells); 30K steps with a ResN
 
 from ml_collections import ConfigDict
 
-from hfgd_jax import config as configuration
+from hfgd_jax.config import recipe
+from hfgd_jax.config.names import RESNETS
 from hfgd_jax.geometry import grid_size
 
 
 def get_config(arguments: str = "") -> ConfigDict:
     """The run's config."""
-    args = configuration.parse_arguments(
-        arguments, backbone="resnet50", method="hfgd", weights="", tiny=False
-    )
-    config = configuration.default()
-    configuration.set_method(config, args.method)
-    configuration.set_backbone(config, args.backbone)
-    config.model.backbone.weights = args.weights
+    args = recipe.arguments(arguments, backbone="resnet50")
+    config = recipe.start(args)
     config.data.update({"dataset": "pascal_context", "num_classes": 59})
     config.data.crop = grid_size((512, 512), config.model.geometry)
-    config.train.steps = 30_000 if args.backbone in configuration.RESNETS else 40_000
-    if args.tiny:
-        configuration.set_tiny(config)
-    return config
+    config.train.steps = 30_000 if args.backbone in RESNETS else 40_000
+    return recipe.finish(config, args)

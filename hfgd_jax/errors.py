@@ -12,13 +12,6 @@ class UserError(ValueError):
     """
 
 
-class StuckError(UserError):
-    """Something that does not come to an end: a thread that no orderly exit can wait for.
-
-    Commands print it and leave at once, with exit code 2.
-    """
-
-
 def warn(text: str) -> None:
     """A line on stderr about what needs no answer."""
     print("warning: " + printable(text), file=sys.stderr, flush=True)

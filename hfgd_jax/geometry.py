@@ -1,37 +1,41 @@
-"""The one resize, grid sizes and padding (spec 1.0).
+"""The one resize, grid sizes and padding.
 
-Two geometries. `align_corners` (the default, a reading): a stride-s feature sits on pixels 0, s, 2s, ...,
-an on-grid size is `32k + 1`, resizing maps corners onto corners (x2 takes n to 2n - 1) and labels shrink by
-taking every s-th pixel. `half_pixel`: samples are centres of cells, an on-grid size is `32k`.
+Two geometries. `align_corners` (the default; a reading, see docs/readings.md): a stride-s feature sits on
+pixels 0, s, 2s, ..., an on-grid size is `32k + 1`, resizing maps corners onto corners (x2 takes n to 2n - 1)
+and labels shrink by taking every s-th pixel. `half_pixel`: samples are centres of cells, an on-grid size is
+`32k`.
 
 Sizes are `(height, width)`; arrays are NHWC. Integer factors, the only ones between strides of the grid, are
 slices and broadcast interpolation, and a few samples (the bins of a pooled map) are added up one by one: no
-gather, whose gradient is a slow scatter, and no matrix product. A side that an export leaves open
-(`jax.export.symbolic_shape`) takes the same ways where its factor is known, and is sampled where it is not.
+gather, whose gradient is a slow scatter, and no matrix product. A side of symbolic size
+(`jax.export.symbolic_shape`) is resized in the same way where its factor is known, else by a gather.
 """
 
 from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jax.export import is_symbolic_dim
+from jax.export import is_symbolic_dim, symbolic_shape
 from jaxtyping import Array, Float, Integer, Shaped
 
 Geometry = Literal["align_corners", "half_pixel"]
-Size = tuple[int, int]
+_Symbolic = type(symbolic_shape("n")[0])  # which has no public name
+Side = int | _Symbolic
+Size = tuple[Side, Side]
+COARSEST = 32  # stride of the coarsest feature
+IGNORE = 255  # the label of a pixel that no loss counts; `data.labels.IGNORE` is the same
 _FEW = 8  # samples whose weighted sum is cheaper than the gradient of a gather
 
 
-def grid_size(size: Size, geometry: Geometry, multiple: int = 32) -> Size:
+def grid_size(size: Size, geometry: Geometry) -> Size:
     """The smallest on-grid size that is not below `size`.
 
     Args:
         size: height and width, at least 1 each.
-        geometry: `align_corners` gives `multiple * k + 1`, `half_pixel` gives `multiple * k`.
-        multiple: the coarsest stride of the features.
+        geometry: `align_corners` gives `32k + 1`, `half_pixel` gives `32k`.
     """
     extra = _extra(geometry)
-    height, width = (-(-(side - extra) // multiple) * multiple + extra for side in size)
+    height, width = (-(-(side - extra) // COARSEST) * COARSEST + extra for side in size)
     return height, width
 
 
@@ -43,7 +47,7 @@ def feature_size(size: Size, stride: int, geometry: Geometry) -> Size:
 
 
 def pad_to(
-    x: Shaped[Array, "b h w *c"], size: Size, value: float | Float[Array, " c"] | tuple[float, ...]
+    x: Shaped[Array, "b h w *c"], size: Size, value: float | tuple[float, ...]
 ) -> Shaped[Array, "b H W *c"]:
     """Pads at the bottom and right up to `size`.
 
@@ -109,18 +113,21 @@ def resize(
 def to_pixels(x: Float[Array, "b h w c"], size: Size, *, geometry: Geometry) -> Float[Array, "b H W c"]:
     """Resizes an output-stride map of the padded grid to the grid's pixels and crops it to `size`.
 
-    What turns logits into pixel logits: `size` is the height and width of the images before padding.
+    This turns logits into logits at the pixels.
+
+    Args:
+        x: of any float dtype, which the result has too.
+        size: height and width of the images before padding.
+        geometry: of the grid.
     """
     x = resize(x, grid_size(size, geometry), geometry=geometry)
     return x[:, : size[0], : size[1]]
 
 
-def labels_at(
-    labels: Integer[Array, "b H W"], size: Size, *, geometry: Geometry, ignore_label: int = 255
-) -> Integer[Array, "b h w"]:
-    """Labels shrunk to a feature size of the padded grid; what lies in the padding is `ignore_label`."""
+def labels_at(labels: Integer[Array, "b H W"], size: Size, *, geometry: Geometry) -> Integer[Array, "b h w"]:
+    """Labels shrunk to a feature size of the padded grid; what lies in the padding is `IGNORE`."""
     grid = grid_size(labels.shape[1:3], geometry)
-    return resize(pad_to(labels, grid, ignore_label), size, method="nearest", geometry=geometry)
+    return resize(pad_to(labels, grid, IGNORE), size, method="nearest", geometry=geometry)
 
 
 def _extra(geometry: Geometry) -> int:
@@ -129,8 +136,8 @@ def _extra(geometry: Geometry) -> int:
     return 1 if geometry == "align_corners" else 0
 
 
-def _factor(large: int, small: int, corners: bool) -> int:
-    """The integer factor between two sizes of an axis, or 0 where there is none, or none that is known."""
+def _factor(large: Side, small: Side, corners: bool) -> int:
+    """The integer factor between two sizes of an axis; 0 where there is none or it is not known."""
     large, small = (large - 1, small - 1) if corners else (large, small)
     if is_symbolic_dim(large) or is_symbolic_dim(small):
         factor = large // small if is_symbolic_dim(small) else 0
@@ -142,7 +149,7 @@ def _every(x: Array, axis: int, start: int, step: int) -> Array:
     return x[:, start::step] if axis == 1 else x[:, :, start::step]
 
 
-def _nearest(x: Array, axis: int, m: int, corners: bool) -> Array:
+def _nearest(x: Array, axis: int, m: Side, corners: bool) -> Array:
     n = x.shape[axis]
     if n == m:
         return x
@@ -156,7 +163,7 @@ def _nearest(x: Array, axis: int, m: int, corners: bool) -> Array:
     return jnp.take(x, index, axis=axis)
 
 
-def _linear(x: Array, axis: int, m: int, corners: bool) -> Array:
+def _linear(x: Array, axis: int, m: Side, corners: bool) -> Array:
     n = x.shape[axis]
     if n == m:
         return x
@@ -181,8 +188,8 @@ def _linear(x: Array, axis: int, m: int, corners: bool) -> Array:
     return jnp.take(x, low, axis=axis) * (1 - t) + jnp.take(x, high, axis=axis) * t
 
 
-def _sample(x: Array, axis: int, m: int, corners: bool) -> Array:
-    """`_linear` at a side that is not known yet: positions are exact, in integers, up to 2^31."""
+def _sample(x: Array, axis: int, m: Side, corners: bool) -> Array:
+    """`_linear` at a side of symbolic size: positions are exact, in integers, up to 2^31."""
     n, i = x.shape[axis], jnp.arange(m)
     position, unit = (i * (n - 1), jnp.maximum(m - 1, 1)) if corners else ((2 * i + 1) * n - m, 2 * m)
     position = jnp.clip(position, 0, (n - 1) * unit)
@@ -199,7 +206,7 @@ def _enlarge_corners(x: Array, axis: int, s: int) -> Array:
 
 
 def _enlarge_cells(x: Array, axis: int, s: int) -> Array:
-    """n -> n * s: the n + 1 intervals between edge-replicated samples, less what sticks out at both ends."""
+    """n -> n * s: the n + 1 intervals between edge-replicated samples, cropped at both ends."""
     n = x.shape[axis]
     x = jnp.concatenate([_part(x, axis, 0, 1), x, _part(x, axis, n - 1, None)], axis=axis)
     phases = (np.arange(s) + (0 if s % 2 else 0.5)) / s
@@ -223,7 +230,7 @@ def _intervals(x: Array, axis: int, t: np.ndarray) -> Array:
     return (a * (1 - weight) + b * weight).reshape(shape)
 
 
-def _part(x: Array, axis: int, start: int, stop: int | None) -> Array:
+def _part(x: Array, axis: int, start: Side, stop: Side | None) -> Array:
     return x[:, start:stop] if axis == 1 else x[:, :, start:stop]
 
 

@@ -12,6 +12,7 @@
 """
 
 import sys
+from typing import Any, Literal
 
 from absl import flags
 from etils import epath
@@ -26,62 +27,77 @@ from hfgd_jax.runtime import processes, sharding, shell, storage
 from hfgd_jax.runtime.signals import Stop
 from hfgd_jax.training import loop
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict", "export"], "What to do.")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "eval, predict, export: latest, best or a step; eval: several, with commas, or watch."
-)
-_INPUT = flags.DEFINE_string(
-    "input", None, "predict: an image, a folder of images, a glob, or split:NAME of the run's data set."
-)
-_OUTPUT = flags.DEFINE_string("output", None, "predict: folder for masks and overlays; export: the bundle's.")
-_IDS = flags.DEFINE_enum(
-    "ids",
-    "train",
-    ["train", "raw"],
-    "predict: masks of train ids in colour, or of the data set's own label ids.",
-)
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict, export: replace what an earlier one wrote.")
-_DTYPES = flags.DEFINE_list("dtypes", list(exporter.DTYPES), "export: variants of the program.")
-_FOLD = flags.DEFINE_bool("fold_batch_norm", False, "export: fold batch norms into the convolutions before.")
+MODES = {
+    "train": "Trains a model, or goes on training it.",
+    "eval": "Scores checkpoints of a run.",
+    "predict": "Writes masks and overlays of images.",
+    "export": "Writes a checkpoint as a bundle that runs with jax and numpy alone.",
+}
+# Flags that belong to some modes only.
+OF_MODES = {
+    "checkpoint": ("eval", "predict", "export"),
+    "input": ("predict",),
+    "output": ("predict", "export"),
+    "ids": ("predict",),
+    "overwrite": ("predict", "export"),
+    "dtypes": ("export",),
+    "fold_batch_norm": ("export",),
+}
+_NEEDED = ("input", "output")
+_DEFAULTS = {"ids": "train", "overwrite": False, "fold_batch_norm": False}
 _SPLIT = "split:"
-flags.mark_flags_as_required(["workdir"])
 
 
-@flags.multi_flags_validator(
-    ["mode", "input", "output", "checkpoint", "ids", "dtypes", "fold_batch_norm"],
-    "--mode and the other flags disagree",
-)
-def _flags_belong_to_mode(values: dict) -> bool:
+def define_flags() -> None:
+    """The front door's flags."""
+    config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
+    flags.DEFINE_string("workdir", None, "Run directory: checkpoints, metrics, images.", required=True)
+    flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "eval, predict, export: latest, best or a step; eval: several, with commas, or watch.",
+    )
+    flags.DEFINE_string(
+        "input", None, "predict: an image, a folder of images, a glob, or split:NAME of the run's data set."
+    )
+    flags.DEFINE_string("output", None, "predict: folder for masks and overlays; export: the bundle's.")
+    flags.DEFINE_enum(
+        "ids",
+        "train",
+        ["train", "raw"],
+        "predict: masks of train ids in colour, or of the data set's own ids.",
+    )
+    flags.DEFINE_bool("overwrite", False, "predict, export: replace what an earlier one wrote.")
+    flags.DEFINE_list("dtypes", list(exporter.DTYPES), "export: variants of the program.")
+    flags.DEFINE_bool("fold_batch_norm", False, "export: fold batch norms into the convolutions before.")
+    flags.register_multi_flags_validator(["mode", *OF_MODES], check_mode)
+    processes.define_flags()
+
+
+def check_mode(values: dict[str, Any]) -> bool:
+    """Whether flags, by name, go with `mode`; True.
+
+    Raises:
+        flags.ValidationError: a flag of another mode, one that is missing, or a value that the mode lacks.
+    """
     mode = values["mode"]
-    for name, modes in (("input", ("predict",)), ("output", ("predict", "export"))):
-        if mode in modes and not values[name]:
+    for name, modes in OF_MODES.items():
+        value, default = values[name], list(exporter.DTYPES) if name == "dtypes" else _DEFAULTS.get(name)
+        if mode not in modes and value != default:
+            shown = f"={value}" if isinstance(value, str) else ""
+            raise flags.ValidationError(f"--{name}{shown}: only with --mode={' or '.join(modes)}")
+        if mode in modes and name in _NEEDED and not value:
             raise flags.ValidationError(f"--{name}: needed with --mode={mode}")
-        if mode not in modes and values[name]:
-            raise flags.ValidationError(f"--{name}={values[name]}: only with --mode={' or '.join(modes)}")
-    if mode != "predict" and values["ids"] != "train":
-        raise flags.ValidationError(f"--ids={values['ids']}: only with --mode=predict")
-    _check_export(mode, values["dtypes"], values["fold_batch_norm"])
     several = values["checkpoint"] == "watch" or "," in (values["checkpoint"] or "")
-    if mode in ("predict", "export") and several:
+    if mode != "eval" and several:
         raise flags.ValidationError(f"--checkpoint={values['checkpoint']}: only with --mode=eval; name one")
-    if mode == "train" and values["checkpoint"]:
-        raise flags.ValidationError(
-            f"--checkpoint={values['checkpoint']}: only with --mode=eval, predict or export; "
-            "training goes on from the latest"
-        )
-    return True
-
-
-def _check_export(mode: str, dtypes: list[str], fold_batch_norm: bool) -> None:
-    if mode != "export" and (fold_batch_norm or tuple(dtypes) != exporter.DTYPES):
-        name = "fold_batch_norm" if fold_batch_norm else "dtypes"
-        raise flags.ValidationError(f"--{name}: only with --mode=export")
+    dtypes = values["dtypes"]
     if not dtypes or len(set(dtypes)) != len(dtypes) or set(dtypes) - set(exporter.DTYPES):
         raise flags.ValidationError(
             f"--dtypes={','.join(dtypes)}: want {' or '.join(exporter.DTYPES)}, or both"
         )
+    return True
 
 
 def with_saved_config(argv: list[str]) -> list[str]:
@@ -99,44 +115,57 @@ def with_saved_config(argv: list[str]) -> list[str]:
 
 def main(_: list[str]) -> int:
     """Does what `--mode` says; returns the exit code."""
+    values = flags.FLAGS
     processes.start()
-    config, workdir = _CONFIG.value, _WORKDIR.value
-    checkpoint = _CHECKPOINT.value or "latest"
+    config, workdir = values.config, values.workdir
+    checkpoint = values.checkpoint or "latest"
     storage.resolve(workdir, "--workdir", arrays=True)
-    if _MODE.value == "train":
+    if values.mode == "train":
         return loop.run(config, workdir)
-    if _MODE.value == "eval":
+    if values.mode == "eval":
         return evaluator.run(config, workdir, checkpoint)
-    processes.require_one_process(_MODE.value)
-    if _MODE.value == "export":
+    processes.require_one_process(values.mode)
+    if values.mode == "export":
         return exporter.run(
             config,
             workdir,
             checkpoint,
-            _OUTPUT.value,
-            dtypes=_DTYPES.value,
-            fold_batch_norm=_FOLD.value,
-            overwrite=_OVERWRITE.value,
+            values.output,
+            dtypes=values.dtypes,
+            fold_batch_norm=values.fold_batch_norm,
+            overwrite=values.overwrite,
         )
-    return _predict(config, workdir, checkpoint)
+    return predict_images(
+        config, workdir, checkpoint, values.input, values.output, ids=values.ids, overwrite=values.overwrite
+    )
 
 
-def _predict(config: ConfigDict, workdir: str, checkpoint: str) -> int:
-    name = _INPUT.value.removeprefix(_SPLIT)
-    source = open_data(config, name) if _INPUT.value.startswith(_SPLIT) else _INPUT.value
+def predict_images(
+    config: ConfigDict,
+    workdir: str,
+    checkpoint: str,
+    inputs: str,
+    output: str,
+    *,
+    ids: Literal["train", "raw"] = "train",
+    overwrite: bool = False,
+) -> int:
+    """Predicts images, or a split of the run's data set, with a run's checkpoint; returns the exit code.
+
+    Args:
+        config, workdir, checkpoint: the run, and `latest`, `best` or a step.
+        inputs: as `--input`.
+        output, ids, overwrite: see `predict.run`.
+    """
+    name = inputs.removeprefix(_SPLIT)
+    source = open_data(config, name) if inputs.startswith(_SPLIT) else inputs
     system, variables, step, table = load(config, workdir, checkpoint)
     print(f"predicting with step {step} of {workdir}")
-    variables = sharding.local_copy(system.mesh, variables)
     seen = views.Inference(system.model, config)
+    predictor = tiles.TiledPredictor(seen, sharding.local_copy(system.mesh, variables), system.mean_pixel)
     with Stop().listening() as stop:
         report = predict.run(
-            tiles.TiledPredictor(seen, variables, system.mean_pixel),
-            source,
-            _OUTPUT.value,
-            table=table,
-            ids=_IDS.value,
-            overwrite=_OVERWRITE.value,
-            should_stop=stop,
+            predictor, source, output, table=table, ids=ids, overwrite=overwrite, should_stop=stop
         )
     print(f"the model was compiled for {len(seen.shapes)} {'shape' if len(seen.shapes) == 1 else 'shapes'}")
     print(report.summary())
@@ -145,4 +174,5 @@ def _predict(config: ConfigDict, workdir: str, checkpoint: str) -> int:
 
 if __name__ == "__main__":
     sys.argv = with_saved_config(sys.argv)
+    define_flags()
     shell.run(main, on_failure=processes.end_now)

@@ -33,30 +33,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 TEMPLATE = Path(__file__).with_name("gke_jobset.yaml")
+_ANY = (r"\S+", "no spaces")
+_WHOLE = "a whole number"
+# Each setting's example (where it must be set) or default, and what it must match: a wrong one would fail
+# in the cluster alone, minutes later.
 EXAMPLES = {
-    "NAME": "first",
-    "IMAGE": "us-docker.pkg.dev/my-project/my-repo/hfgd_jax:1",
-    "ACCELERATOR": "tpu-v5-lite-podslice",
-    "TOPOLOGY": "4x4",
-    "WORKDIR": "gs://my-bucket/runs/first",
-    "DATA_BUCKET": "my-bucket",
+    "NAME": ("first", r"[a-z]([-a-z0-9]{0,26}[a-z0-9])?", "at most 28 of a-z, 0-9 and -, from a letter on"),
+    "IMAGE": ("us-docker.pkg.dev/my-project/my-repo/hfgd_jax:1", *_ANY),
+    "ACCELERATOR": ("tpu-v5-lite-podslice", *_ANY),
+    "TOPOLOGY": ("4x4", r"\d+x\d+(x\d+)?", "chips along each axis, such as 4x4 or 2x2x4"),
+    "WORKDIR": (
+        "gs://my-bucket/runs/first",
+        r"gs://[^/]+/.+",
+        "gs://BUCKET/FOLDER: a pod's disk goes with it",
+    ),
+    "DATA_BUCKET": ("my-bucket", r"[a-z0-9][-_.a-z0-9]+", "a bucket's name, without gs://"),
 }
 DEFAULTS = {
-    "CHIPS_PER_HOST": "4",
-    "DATA_DIR": "/data",
-    "SERVICE_ACCOUNT": "default",
-    "QUEUE": "multislice-queue",
-    "RESTARTS": "50",
-}
-# What a wrong value would break only in the cluster, minutes later.
-FORMS = {
-    "NAME": (r"[a-z]([-a-z0-9]{0,26}[a-z0-9])?", "at most 28 of a-z, 0-9 and -, from a letter on"),
-    "TOPOLOGY": (r"\d+x\d+(x\d+)?", "chips along each axis, such as 4x4 or 2x2x4"),
-    "CHIPS_PER_HOST": (r"[1-9]\d*", "a whole number"),
-    "RESTARTS": (r"\d+", "a whole number"),
-    "WORKDIR": (r"gs://[^/]+/.+", "gs://BUCKET/FOLDER: a pod's disk goes with it"),
-    "DATA_BUCKET": (r"[a-z0-9][-_.a-z0-9]+", "a bucket's name, without gs://"),
-    "DATA_DIR": (r"/data(/.*)?", "a folder under /data, where DATA_BUCKET is"),
+    "CHIPS_PER_HOST": ("4", r"[1-9]\d*", _WHOLE),
+    "DATA_DIR": ("/data", r"/data(/.*)?", "a folder under /data, where DATA_BUCKET is"),
+    "SERVICE_ACCOUNT": ("default", *_ANY),
+    "QUEUE": ("multislice-queue", *_ANY),
+    "RESTARTS": ("50", r"\d+", _WHOLE),
 }
 NUMBERS = ("HOSTS", "CHIPS_PER_HOST", "RESTARTS")
 
@@ -71,13 +69,14 @@ def settings(environ: Mapping[str, str]) -> dict[str, str]:
     Raises:
         Wrong: one is missing, or not of its form.
     """
-    values = {name: environ.get(name, "") or DEFAULTS.get(name, "") for name in (*EXAMPLES, *DEFAULTS)}
-    for name, value in values.items():
+    values = {}
+    for name, (known, form, words) in (EXAMPLES | DEFAULTS).items():
+        value = environ.get(name) or (known if name in DEFAULTS else "")
         if not value:
-            raise Wrong(f"{name} is not set; for instance: export {name}={EXAMPLES[name]}")
-        form, words = FORMS.get(name, (r"\S+", "no spaces"))
+            raise Wrong(f"{name} is not set; for instance: export {name}={known}")
         if not re.fullmatch(form, value):
             raise Wrong(f"{name}={value}: want {words}")
+        values[name] = value
     chips, of_host = math.prod(map(int, values["TOPOLOGY"].split("x"))), int(values["CHIPS_PER_HOST"])
     if chips % of_host:
         raise Wrong(f"CHIPS_PER_HOST={of_host}: does not divide the {chips} chips of {values['TOPOLOGY']}")

@@ -1,4 +1,4 @@
-"""A pod on this machine: N processes with M host devices each, by the very code path of a real one.
+"""Starts a pod on this machine: N processes with M host devices each, on the code path of a real one.
 
     python launch/local_pod.py --processes 2 --devices 4 -- --config configs/demo.py --workdir runs/pod \\
         --config.train.steps=40
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO
 
 DONE, USER_ERROR, STOPPED = 0, 2, (130, 143)
@@ -28,18 +28,17 @@ _POLL, _PAUSE = 0.05, 1.0  # seconds between two looks at the processes, and bef
 _DEVICES = "--xla_force_host_platform_device_count"
 
 
-def command(
-    arguments: Sequence[str], *, process: int, processes: int, devices: int, coordinator: str
-) -> list[str]:
-    """The command of one process; `arguments` are the user's, and have the last word."""
-    return [
-        *(sys.executable, "-m", "hfgd_jax.main"),
-        f"--coordinator={coordinator}",
-        f"--processes={processes}",
-        f"--process={process}",
-        f"--expect_devices={processes * devices}",
-        *arguments,
+def commands(options: argparse.Namespace, arguments: Sequence[str]) -> list[list[str]]:
+    """The commands of all processes for one try, with a coordinator's port of its own.
+
+    `arguments` are the user's, and have the last word.
+    """
+    head = [
+        *(sys.executable, "-m", "hfgd_jax.main", f"--coordinator={free_address()}"),
+        f"--processes={options.processes}",
     ]
+    tail = [f"--expect_devices={options.processes * options.devices}", *arguments]
+    return [[*head, f"--process={i}", *tail] for i in range(options.processes)]
 
 
 def environment(base: Mapping[str, str], devices: int) -> dict[str, str]:
@@ -91,14 +90,14 @@ class Pod:
         """A signal handler: `run` passes the signal on."""
         self.signals.append(number)
 
-    def run(self, commands: Sequence[Sequence[str]], more: Mapping[str, str]) -> int:
+    def run(self, started: Sequence[Sequence[str]], more: Mapping[str, str]) -> int:
         """Runs one process a command, all at once, to their end; returns the worst exit code.
 
         Args:
-            commands: one for each process.
+            started: a command for each process.
             more: is added to their environment.
         """
-        running = [self._start(one, more) for one in commands]
+        running = [self._start(one, more) for one in started]
         pumps = [
             threading.Thread(target=_pump, args=(source, f"[{i}] ", target), daemon=True)
             for i, process in enumerate(running)
@@ -158,15 +157,11 @@ class Pod:
 
 
 def _pump(source: IO[bytes], prefix: str, target: IO[str]) -> None:
-    """Copies whole lines with a prefix as they come."""
-    open_still = True
-    for line in source:  # to the end in any case: a process whose pipe is full stands still
-        if open_still:
-            try:
-                target.buffer.write(prefix.encode() + line.rstrip(b"\n") + b"\n")
-                target.flush()
-            except (OSError, ValueError):
-                open_still = False
+    """Copies whole lines with a prefix as they come, to the end: a full pipe would stop the process."""
+    for line in source:
+        with contextlib.suppress(OSError, ValueError):  # the target is closed
+            target.buffer.write(prefix.encode() + line.rstrip(b"\n") + b"\n")
+            target.flush()
 
 
 def _ended(process: subprocess.Popen) -> int | None:
@@ -190,45 +185,20 @@ def _force(running: Sequence[subprocess.Popen]) -> None:
             process.wait()
 
 
-def rounds(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[list[list[str]]]:
-    """For each try the commands of all processes, with a coordinator's port of its own."""
-    for _ in range(options.restarts + 1):
-        address = free_address()
-        yield [
-            command(
-                arguments,
-                process=i,
-                processes=options.processes,
-                devices=options.devices,
-                coordinator=address,
-            )
-            for i in range(options.processes)
-        ]
-
-
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our options and what stands after `--`; a wrong option ends with exit code 2."""
     own, rest = list(argv), []
     if "--" in own:
-        rest = own[own.index("--") + 1 :]
-        own = own[: own.index("--")]
+        own, rest = own[: own.index("--")], own[own.index("--") + 1 :]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--processes", type=_at_least(1), default=2, help="how many processes (2)")
     parser.add_argument("--devices", type=_at_least(1), default=1, help="host devices of each (1)")
-    parser.add_argument(
-        "--restarts",
-        type=_at_least(0),
-        default=0,
-        help="tries after a crash or exit code 75; not after 0, 2, 130, 143 (0)",
-    )
-    parser.add_argument(
-        "--grace",
-        type=float,
-        default=20.0,
-        help="seconds that the others get to end after one died, before they are killed (20)",
-    )
+    restarts = "tries after a crash or exit code 75; not after 0, 2, 130, 143 (0)"
+    parser.add_argument("--restarts", type=_at_least(0), default=0, help=restarts)
+    grace = "seconds that the others get to end after one died, before they are killed (20)"
+    parser.add_argument("--grace", type=float, default=20.0, help=grace)
     parser.add_argument("--dry-run", action="store_true", help="print the commands, start nothing")
     options = parser.parse_args(own)
     if not rest:
@@ -238,13 +208,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _at_least(least: int) -> Callable[[str], int]:
     def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
+        if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text}: want a whole number from {least} on")
-        return value
+        return int(text)
 
     return convert
 
@@ -255,20 +221,20 @@ def main(argv: Sequence[str]) -> int:
     more = environment(os.environ, options.devices)
     if options.dry_run:
         settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in more.items())
-        for one in next(rounds(options, arguments)):
+        for one in commands(options, arguments):
             print(f"{settings} {shlex.join(one)}")
         return DONE
     pod = Pod(options.grace)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, pod.note)
     code = DONE
-    for attempt, commands in enumerate(rounds(options, arguments)):
+    for attempt in range(options.restarts + 1):
         if attempt:
             print(f"local_pod: restart {attempt} of {options.restarts} after exit code {code}", flush=True)
             time.sleep(_PAUSE)
             if pod.signals:
                 break
-        code = pod.run(commands, more)
+        code = pod.run(commands(options, arguments), more)
         if pod.signals or not restartable(code):
             break
     return code

@@ -13,21 +13,17 @@
 # EXIT_FOLDER (gs://..., optional): where an empty file exit_code_N is left when the run is over for good.
 set -euo pipefail
 
-code=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 STATE=${STATE:-$HOME/hfgd_jax_run}
 LOCK=${LIBTPU_LOCKFILE:-/tmp/libtpu_lockfile}
-PYTHON=${PYTHON:-$code/.venv/bin/python}
-
-fail() {
-    echo "error: $*" >&2
-    exit 2
-}
+PYTHON=${PYTHON:-$root/.venv/bin/python}
 
 as_root() {
     if [[ $(id -u) == 0 ]]; then "$@"; else sudo -n "$@" 2>/dev/null || "$@"; fi
 }
 
-# When a process began: with its number, its name for good. Empty where there is no such process.
+# The start time of a process, which tells it from a later one with the same id; empty where there is none.
 began() {
     local line
     line=$(cat "/proc/$1/stat" 2>/dev/null) || return 0
@@ -36,7 +32,7 @@ began() {
     [[ ${line[0]} == Z ]] || echo "${line[19]}"
 }
 
-# The number of our running run; empty where there is none.
+# The process id of our run; empty where none is running.
 ours() {
     local pid start
     [[ -f $STATE/pid ]] || return 0
@@ -72,16 +68,16 @@ free_chips() {
 }
 
 install() {
-    [[ -x $PYTHON ]] || "${HOST_PYTHON:-python3}" -m venv "$code/.venv" ||
+    [[ -x $PYTHON ]] || "${HOST_PYTHON:-python3}" -m venv "$root/.venv" ||
         fail "no Python 3.11 with venv here; set HOST_PYTHON, or: sudo apt-get install python3.11-venv"
     "$PYTHON" -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: hfgd_jax needs Python 3.11 or newer; set HOST_PYTHON and remove .venv")'
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -c "$code/constraints.txt" -e "${code}[${EXTRA:-tpu,gcs}]"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "${root}[${EXTRA:-tpu,gcs}]"
 }
 
 data() {
     local bucket folder only=()
     [[ -n ${DATA_SOURCE:-} ]] || return 0
-    [[ -n ${DATA_DIR:-} ]] || fail "DATA_DIR is not set: where is $DATA_SOURCE to be on this host?"
+    check_data
     mkdir -p "$DATA_DIR"
     case ${DATA_HOW:-copy} in
         copy) gcloud storage rsync --recursive "$DATA_SOURCE" "$DATA_DIR" ;;
@@ -93,7 +89,6 @@ data() {
             [[ -n ${folder%/} ]] && only=(--only-dir "${folder%/}")
             gcsfuse -o ro --implicit-dirs "${only[@]}" "$bucket" "$DATA_DIR"
             ;;
-        *) fail "DATA_HOW=$DATA_HOW: want copy or mount" ;;
     esac
 }
 
@@ -107,7 +102,7 @@ run() {
     while :; do
         result=1
         if free_chips && [[ -z $stopped ]]; then
-            (cd "$code" && exec "$PYTHON" -u -m hfgd_jax.main "$@") &
+            (cd "$root" && exec "$PYTHON" -u -m hfgd_jax.main "$@") &
             child=$!
             while :; do # a signal ends the waiting, not the child
                 result=0
@@ -184,6 +179,6 @@ case $command in
     install | data | status | stop) "$command" ;;
     run | start) "$command" "$@" ;;
     logs) tail -n 100 -F "$STATE/log" ;;
-    -h | --help | help) sed -n '2,/^set -/{s/^# \{0,1\}//;/^set -/d;p}' "${BASH_SOURCE[0]}" ;;
+    -h | --help | help) usage "${BASH_SOURCE[0]}" ;;
     *) fail "on_host.sh $command: want install, data, run, start, status, logs or stop" ;;
 esac

@@ -9,21 +9,14 @@
 #   logs      of host WORKER (0)
 #   delete    the slice, with all that is on its disks (gcloud asks)
 #
-# Settings, by environment variable:
-#   TPU_NAME ZONE ACCELERATOR_TYPE RUNTIME_VERSION    my-pod us-west4-a v5litepod-64 v2-alpha-tpuv5-lite
-#   WORKDIR              of the run: gs://..., or an absolute path that all hosts share
-#   PROJECT SPOT         another project than gcloud's own; SPOT=1: spot capacity
-#   DATA_DIR             where the prepared data sets are on every host
-#   DATA_SOURCE DATA_HOW    gs://... that `install` brings to DATA_DIR: copy (the default), or mount by gcsfuse
-#   EXPECT_DEVICES       devices of all hosts together; by default what ACCELERATOR_TYPE says
-#   RESTARTS             tries after a crash (3); all hosts crash together and meet again
-#   HOST_PYTHON          Python 3.11 or newer on the hosts (python3)
+# WORKDIR of the run is gs://..., or an absolute path that all hosts share. For instance:
 #
 # TPU_NAME=p ZONE=us-west4-a ACCELERATOR_TYPE=v5litepod-64 RUNTIME_VERSION=v2-alpha-tpuv5-lite \
 #     WORKDIR=gs://my-bucket/runs/first launch/tpu_pod.sh up -- --config=configs/paper.py:table9/hfgd_os4
+#
 set -euo pipefail
-# shellcheck source=launch/tpu_common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/tpu_common.sh"
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse "$@"
 [[ ${WORKDIR:-/} == gs://* || ${WORKDIR:-/} == /* ]] ||
     fail "WORKDIR=$WORKDIR: all hosts write one run; want gs://..., or an absolute path that they share"

@@ -12,21 +12,15 @@
 # WORKDIR. Spot capacity that is taken back ends SUSPENDED and never comes back by itself: that is what `watch`
 # is for. It may run anywhere, and may be stopped and started again itself.
 #
-# Settings, by environment variable:
-#   TPU_NAME ZONE ACCELERATOR_TYPE RUNTIME_VERSION    my-tpu us-west4-a v5litepod-16 v2-alpha-tpuv5-lite
-#   WORKDIR              of the run, gs://...; its folder `launch` holds the code and the exit code
-#   PROJECT SPOT RESERVED    another project than gcloud's own; SPOT=1 or RESERVED=1: which capacity
-#   DATA_DIR             where the prepared data sets are on every host
-#   DATA_SOURCE DATA_HOW    gs://... that each host brings to DATA_DIR: copy (the default), or mount by gcsfuse
-#   EXPECT_DEVICES       devices of all hosts together; by default what ACCELERATOR_TYPE says
-#   RESTARTS             tries of each host after a crash (3)
-#   HOST_PYTHON          Python 3.11 or newer on the hosts (python3)
+# WORKDIR of the run is gs://...; its folder `launch` holds the code and the exit code. RESERVED=1: reserved
+# capacity. For instance:
 #
 # TPU_NAME=q ZONE=us-west4-a ACCELERATOR_TYPE=v5litepod-16 RUNTIME_VERSION=v2-alpha-tpuv5-lite SPOT=1 \
 #     WORKDIR=gs://my-bucket/runs/first launch/tpu_queued.sh watch -- --config=configs/paper.py:table9/hfgd_os4
+#
 set -euo pipefail
-# shellcheck source=launch/tpu_common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/tpu_common.sh"
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # What each host does at every boot, as root.
 startup_script() {
@@ -49,11 +43,7 @@ END
 forget() {
     local number
     for number in 0 2; do
-        if [[ -n $dry ]]; then
-            line gcloud storage rm "$folder/exit_code_$number"
-        else
-            gcloud storage rm "$folder/exit_code_$number" >/dev/null 2>&1 || true
-        fi
+        run gcloud storage rm "$folder/exit_code_$number" 2>/dev/null || true
     done
 }
 
@@ -79,11 +69,11 @@ create_request() {
 }
 
 delete_request() {
-    run gcloud compute tpus queued-resources delete "$TPU_NAME" "${where[@]}" --force --quiet
+    tpu queued-resources delete --force --quiet
 }
 
 state() {
-    gcloud compute tpus queued-resources describe "$TPU_NAME" "${where[@]}" '--format=value(state.state)'
+    tpu queued-resources describe '--format=value(state.state)'
 }
 
 watch() {
@@ -93,12 +83,11 @@ watch() {
         echo "# then every ${POLL:-60} s, until one of these is there:"
         line gcloud storage ls "$folder/exit_code_0" "$folder/exit_code_2"
         echo "# (where describe says SUSPENDED or FAILED: delete and create again; at the end: delete)"
-        line gcloud compute tpus queued-resources describe "$TPU_NAME" "${where[@]}" '--format=value(state.state)'
+        state
         delete_request
         return 0
     fi
-    now=$(state 2>/dev/null) || now=
-    [[ -n $now ]] || create_request
+    now=$(state 2>/dev/null) && [[ -n $now ]] || create_request
     while :; do
         for number in 0 2; do
             if gcloud storage ls "$folder/exit_code_$number" >/dev/null 2>&1; then
@@ -122,7 +111,6 @@ watch() {
 }
 
 parse "$@"
-need TPU_NAME my-tpu
 place
 case $command in
     create | watch)
@@ -131,7 +119,7 @@ case $command in
         folder=${WORKDIR%/}/launch
         if [[ $command == create ]]; then create_request; else watch; fi
         ;;
-    status) run gcloud compute tpus queued-resources describe "$TPU_NAME" "${where[@]}" ;;
+    status) tpu queued-resources describe ;;
     logs) on_hosts "${WORKER:-0}" "sudo tail -n 100 -F /var/lib/hfgd_jax_run/log" ;;
     delete) delete_request ;;
     *) fail "$command: want create, watch, status, logs or delete" ;;

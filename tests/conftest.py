@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from absl import flags
@@ -30,6 +31,12 @@ def forget_what_was_compiled():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Annotations are not checked: for tests that pass what is wrong and want our own error."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def quiet(line: str) -> None:

@@ -23,7 +23,9 @@ class Small(nn.Module):
     def __call__(self, images, train, branch="prediction"):
         del train, branch
         x = geometry.pad_to(
-            (images.astype(jnp.float32) - 120) / 60, geometry.grid_size(images.shape[1:3], self.geometry), 0.0
+            (jnp.asarray(images, jnp.float32) - 120) / 60,
+            geometry.grid_size(images.shape[1:3], self.geometry),
+            0.0,
         )
         corners = self.geometry == "align_corners"
         kernel, padding = ((3, 3), ((1, 1), (1, 1))) if corners else ((2, 2), "VALID")

@@ -1,4 +1,4 @@
-"""One run of two processes, killed thirty times, ends like one left alone, bit for bit, with no hand on it.
+"""One run of two processes, killed thirty times, ends like an undisturbed one, bit for bit, by itself.
 
 Every restart is the same command. Kills: both processes at any moment (starting and compiling too), in the
 midst of a save, in the midst of an evaluation, one process of the two (the other must end by itself), and
@@ -28,7 +28,7 @@ from hfgd_jax.runs.system import build, make_init
 
 KILLS = 30
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 80, 2, 5
-END = 120.0  # seconds that a process may take to end once the other is gone, or it was told to
+END = 120.0  # seconds that a process may take to end once the other is gone, or after SIGTERM
 
 
 class Pod:
@@ -65,7 +65,7 @@ class Pod:
                 self.lines.put(line)
 
     def next_step(self, timeout):
-        """The next step that process 0 tells of, None where it ends, or the time runs out, before that."""
+        """The next step that process 0 prints, None where it ends, or the time runs out, before that."""
         until = time.monotonic() + timeout
         while time.monotonic() < until:
             try:

@@ -1,6 +1,6 @@
-"""What goes wrong around a run: each fault a line that says what to do, and the last checkpoint is kept.
+"""Faults around a run: each raises one line with the way out, and the last checkpoint is kept.
 
-The steps and the evaluation of these runs are played, so that nothing compiles for long; files, records,
+The steps and the evaluation of these runs are stand-ins, so that nothing compiles for long; files, records,
 checkpoints and errors are real. Damaged checkpoints: `test_checkpoints.py`.
 """
 
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,12 @@ from etils import epath
 from hfgd_jax import config as configuration
 from hfgd_jax.data import pipeline
 from hfgd_jax.data.prepared import CorruptRecordError, Split, open_split
-from hfgd_jax.errors import StuckError, UserError
+from hfgd_jax.errors import UserError
+from hfgd_jax.evaluation.evaluator import Evaluator
+from hfgd_jax.runs import system
 from hfgd_jax.runs.checkpoints import Checkpoints
 from hfgd_jax.runs.workdir import failing_in_one_line, read_config
+from hfgd_jax.runtime import stall
 from hfgd_jax.training import loop
 
 
@@ -41,8 +43,8 @@ def small_config(data_dir, **fields):
     return config
 
 
-def play(monkeypatch, at=None, fault=lambda: None):
-    """Lets steps and evaluations be played, and `fault()` happen when step `at` has been read and saved."""
+def stand_in(monkeypatch, at=None, fault=lambda: None):
+    """Replaces steps and evaluations by stand-ins; `fault()` is called when step `at` was read and saved."""
     read = loop.Loop._read
 
     def read_and_fail(loop, number, *rest):
@@ -60,18 +62,18 @@ def play(monkeypatch, at=None, fault=lambda: None):
     monkeypatch.setattr(loop.Loop, "_read", read_and_fail)
 
 
-def going_on(workdir, data_dir, **fields):
+def train_on(workdir, data_dir, **fields):
     """The same command once more; returns the exit code."""
     return loop.run(small_config(data_dir, **fields), str(workdir))
 
 
 @pytest.fixture(scope="module")
 def stopped(shapes_dir, tmp_path_factory):
-    """The workdir of a run of 20 steps that was stopped at step 2 or 3, to copy."""
+    """The run directory of a run of 20 steps that was stopped at step 2 or 3, to copy."""
     workdir = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        play(patch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
-        assert going_on(workdir, shapes_dir) == 130
+        stand_in(patch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert train_on(workdir, shapes_dir) == 130
     return workdir
 
 
@@ -83,7 +85,7 @@ def workdir(stopped, tmp_path):
 
 @pytest.fixture
 def data_dir(shapes_dir, tmp_path):
-    """A data set of its own, to spoil."""
+    """A data set of its own, to damage."""
     shutil.copytree(shapes_dir, tmp_path / "data")
     return tmp_path / "data"
 
@@ -92,31 +94,31 @@ def last_step(workdir):
     return Checkpoints(workdir, read_only=True).latest_step()
 
 
-# -- the workdir --
+# -- the run directory --
 
 
-def test_a_workdir_that_is_removed(workdir, shapes_dir, monkeypatch):
-    play(monkeypatch, 5, lambda: shutil.rmtree(workdir))
+def test_a_removed_run_directory_ends_the_run(workdir, shapes_dir, monkeypatch):
+    stand_in(monkeypatch, 5, lambda: shutil.rmtree(workdir))
     with pytest.raises(UserError, match=rf"^--workdir={workdir}: was removed while the run wrote to it"):
-        going_on(workdir, shapes_dir)
+        train_on(workdir, shapes_dir)
     assert not (workdir / "checkpoints").exists()  # nothing that looks like half a run
 
 
-def test_a_disk_without_room_for_the_records(workdir, shapes_dir, monkeypatch):
+def test_a_full_disk_ends_the_run_at_the_next_record(workdir, shapes_dir, monkeypatch):
     """As for checkpoints, whose disk `test_main.py` fills up."""
 
     def full():
         raise OSError(28, "No space left on device")
 
-    play(monkeypatch, 5, full)
+    stand_in(monkeypatch, 5, full)
     with pytest.raises(
         UserError, match=r"cannot be written to \(.*No space left.*last checkpoint is of step 4"
     ):
-        going_on(workdir, shapes_dir)
+        train_on(workdir, shapes_dir)
     assert last_step(workdir) == 4
 
 
-def test_a_workdir_that_is_read_only(user_env):
+def test_a_read_only_run_directory_is_refused(user_env):
     """In a process that may not write to it: root may write anywhere, and becomes somebody else."""
     code = (
         "import os; from hfgd_jax.runtime import shell; from hfgd_jax.runs.checkpoints import Checkpoints\n"
@@ -137,7 +139,7 @@ def test_a_workdir_that_is_read_only(user_env):
 
 
 @pytest.mark.parametrize("content", ["", '{"model": {"back', b"\xff\xfe\x00\x01", None])
-def test_a_config_that_is_damaged_comes_back_from_the_checkpoint(content, workdir, shapes_dir, capsys):
+def test_a_damaged_config_is_read_from_the_checkpoint(content, workdir, shapes_dir, capsys):
     path = workdir / "config.json"
     before = configuration.from_json(path.read_text())
     path.unlink()
@@ -155,16 +157,14 @@ def test_a_damaged_config_without_checkpoints_is_not_overwritten(tmp_path):
         read_config(epath.Path(tmp_path))
 
 
-def test_a_damaged_checkpoint_and_config_are_made_good_by_the_training(
-    workdir, shapes_dir, monkeypatch, capsys
-):
+def test_training_replaces_a_damaged_checkpoint_and_config(workdir, shapes_dir, monkeypatch, capsys):
     """The run goes on from the checkpoint before, and takes the step once more, records and all."""
     last, path = last_step(workdir), workdir / "config.json"
     before = path.read_text()
     path.write_text(before[:100])
     (workdir / "checkpoints" / str(last) / "meta" / "metadata").write_text("{")
-    play(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
-    assert going_on(workdir, shapes_dir) == 130
+    stand_in(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert train_on(workdir, shapes_dir) == 130
     said = capsys.readouterr().err
     assert f"{last} is damaged: meta: JSONDecodeError" in said and f"going on from step {last - 1}" in said
     assert (workdir / "damaged" / str(last)).is_dir() and last_step(workdir) >= 5
@@ -186,16 +186,16 @@ def records_file(data_dir, split="train"):
     return next(data_dir.rglob(f"*{split}*.array_record*"))
 
 
-def test_a_data_set_that_is_removed_while_a_run_reads_it(workdir, data_dir, monkeypatch):
-    """Files that are open stay readable, so that the run goes on; the next start says what is missing."""
-    play(monkeypatch, 4, lambda: shutil.rmtree(data_dir / "shapes"))
-    assert going_on(workdir, data_dir, **{"checkpoint.every": 10}) == 0
+def test_a_run_goes_on_if_its_open_data_set_is_removed(workdir, data_dir, monkeypatch):
+    """Files that are open stay readable, so that the run goes on; the next start names what is missing."""
+    stand_in(monkeypatch, 4, lambda: shutil.rmtree(data_dir / "shapes"))
+    assert train_on(workdir, data_dir, **{"checkpoint.every": 10}) == 0
     assert last_step(workdir) == 20
     with pytest.raises(UserError, match=r"data set 'shapes' is not prepared in .*run: python -m"):
         open_split(data_dir, "shapes", "train")
 
 
-def test_a_data_set_that_is_gone_before_it_is_read(data_dir):
+def test_a_data_set_removed_before_it_is_read_is_an_error(data_dir):
     """What was not yet open cannot be read: the record is named, and skipping stops where all is gone."""
     split = open_split(data_dir, "shapes", "train")
     shutil.rmtree(data_dir / "shapes")
@@ -216,72 +216,75 @@ def test_a_data_set_that_is_gone_before_it_is_read(data_dir):
             next(batches)
 
 
-def test_a_data_set_that_is_cut_short_while_a_run_reads_it(workdir, data_dir, monkeypatch):
+def test_a_data_set_truncated_during_a_run_is_an_error(workdir, data_dir, monkeypatch):
     path = records_file(data_dir)
-    play(monkeypatch, 4, lambda: os.truncate(path, path.stat().st_size // 8))
+    stand_in(monkeypatch, 4, lambda: os.truncate(path, path.stat().st_size // 8))
     with pytest.raises(
         CorruptRecordError, match=r"data set 'shapes' in .*split 'train', record \d+ .*cannot be"
     ):
-        going_on(workdir, data_dir)
+        train_on(workdir, data_dir)
     assert last_step(workdir) >= 4
 
 
-def hang(release):
+# The watching thread ends with an exception, in place of the process.
+ENDS = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    """A function after which no example can be read; and the exit codes of the stall limit.
+
+    Where the limit would end the process, reading goes on with an error instead.
+    """
+    release, codes = threading.Event(), []
+
     def example(self, index):
-        release.wait()
+        assert release.wait(60)
         raise CorruptRecordError("released")
 
-    return example
-
-
-def test_a_data_worker_that_hangs(workdir, shapes_dir, monkeypatch):
-    release = threading.Event()
-    play(monkeypatch, 4, lambda: monkeypatch.setattr(Split, "example", hang(release)))
-    start = time.monotonic()
-    try:
-        with pytest.raises(
-            StuckError,
-            match=r"config\.data\.timeout=1: data set 'shapes', split 'train', batch \d+: no batch for so",
-        ):
-            going_on(workdir, shapes_dir, **{"data.timeout": 1.0})
-    finally:
+    def leave(code):
+        codes.append(code)
         release.set()
-    assert time.monotonic() - start < 60
+        raise SystemExit  # of the watching thread alone
+
+    monkeypatch.setattr(stall.os, "_exit", leave)
+    yield lambda: monkeypatch.setattr(Split, "example", example), codes
+    release.set()
+
+
+@ENDS
+def test_a_hanging_data_worker_ends_the_run(workdir, shapes_dir, monkeypatch, hanging, capfd):
+    hang, codes = hanging
+    stand_in(monkeypatch, 4, hang)
+    with pytest.raises(CorruptRecordError, match="released"):
+        train_on(workdir, shapes_dir, **{"train.stall_timeout": 6.0, "checkpoint.every": 4})
+    assert codes == [75]
+    assert re.search(
+        r"^error: config\.train\.stall_timeout=6: data set 'shapes', split 'train', batch \d+: no batch for",
+        capfd.readouterr().err,
+        re.MULTILINE,
+    )
     assert last_step(workdir) >= 4
 
 
-def test_an_evaluation_whose_data_hangs(shapes_dir, monkeypatch):
-    release, split = threading.Event(), open_split(shapes_dir, "shapes", "val")
-    monkeypatch.setattr(Split, "example", hang(release))
-    batches = pipeline.eval_batches(split, batch_size=2, mean_pixel=(0, 0, 0), timeout=0.3)
-    try:
-        with pytest.raises(StuckError, match=r"config\.data\.timeout=0\.3: .*split 'val', batch 0"):
-            next(batches)
-        batches.close()  # at once: it does not wait for what hangs
-    finally:
-        release.set()
+@ENDS
+def test_a_hanging_data_worker_ends_an_evaluation(shapes_dir, tmp_path, hanging, capfd):
+    hang, codes = hanging
+    config = small_config(shapes_dir)
+    made = system.build(config)
+    split = open_split(shapes_dir, "shapes", "val")
+    hang()
+    with (
+        stall.StallLimit(0.5, tmp_path) as limit,
+        pytest.raises(CorruptRecordError, match="released"),
+    ):
+        Evaluator(made.model, config, made.mesh).score({}, split, made.mean_pixel, stall=limit)
+    assert codes == [75]
+    said = capfd.readouterr().err
+    assert "error: config.train.stall_timeout=0.5: data set 'shapes', split 'val', batch 0: no batch" in said
 
 
-HUNG = """
-import sys, threading, time
-from hfgd_jax.runtime import shell
-from hfgd_jax.errors import StuckError
-def main(argv):
-    thread = threading.Thread(target=threading.Event().wait)
-    thread.start()
-    raise StuckError("config.data.timeout=1: no batch")
-shell.run(main)
-"""
-
-
-def test_a_thread_that_hangs_does_not_keep_a_command_from_ending(user_env):
-    result = subprocess.run(
-        [sys.executable, "-c", HUNG], capture_output=True, text=True, env=user_env, timeout=60
-    )
-    assert (result.returncode, result.stderr) == (2, "error: config.data.timeout=1: no batch\n")
-
-
-def test_a_data_worker_that_is_killed(shapes_dir):
+def test_a_killed_data_worker_is_an_error(shapes_dir):
     split = open_split(shapes_dir, "shapes", "train")
     config = small_config(shapes_dir, **{"data.workers": 1}).data
     before = set(multiprocessing.active_children())
@@ -296,7 +299,7 @@ def test_a_data_worker_that_is_killed(shapes_dir):
                 next(batches)
 
 
-def test_errors_outside_the_workdir_are_not_its_own(tmp_path):
+def test_file_errors_outside_the_run_directory_are_left_alone(tmp_path):
     with pytest.raises(FileNotFoundError), failing_in_one_line(epath.Path(tmp_path / "run")):
         (tmp_path / "other").read_text()
 
@@ -313,4 +316,5 @@ def test_every_row_of_the_fault_table_names_a_test():
     assert rows == table  # every row has one
     for row in table:
         for file, name in re.findall(r"`(test_\w+\.py)::(test_\w+)`", row) or [("", "")]:
-            assert file and f"def {name}(" in (root / "tests" / file).read_text(), row
+            (path,) = (root / "tests").rglob(file or "-")
+            assert f"def {name}(" in path.read_text(), row

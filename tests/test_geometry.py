@@ -1,4 +1,4 @@
-"""The resize against a NumPy reference in float64, and against torch where it is installed (spec 1.0)."""
+"""The resize against a NumPy reference in float64, and against torch where it is installed."""
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +181,7 @@ def test_bfloat16_is_interpolated_in_float32():
     np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_arguments():
     x = jnp.zeros((1, 4, 4, 1))
     with pytest.raises(ValueError, match="method"):

@@ -100,7 +100,7 @@ def test_make_targets_set_up_first_and_then_run_what_exists(target):
     commands = _make(target)
     assert commands.index("-m venv .venv") < commands.index("pip install") < commands.index("touch .venv")
     run = commands[commands.index("touch .venv") :]
-    modules = re.findall(r"-m (hfgd_jax[\w.]*|pytest|ruff)", run)
+    modules = re.findall(r"-m (hfgd_jax[\w.]*|pytest|ruff|mypy)", run)
     assert modules
     for module in modules:
         if module.startswith("hfgd_jax"):
@@ -157,18 +157,13 @@ def test_configs_open_with_their_command(path):
     assert f"python -m hfgd_jax.main --config configs/{path.name}" in docstring
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_sources_keep_the_house_rules(path):
-    text = path.read_text()
-    assert text.count("\n") < 400, "split the file"
-    tree = ast.parse(text)
-    assert not tree.body or ast.get_docstring(tree), "say what the module is for"
-    for node in tree.body:
-        public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-        if not public:
-            continue
-        assert ast.get_docstring(node), f"{node.name}: no docstring"
-        if isinstance(node, ast.FunctionDef):
-            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            bare = [argument.arg for argument in arguments if argument.annotation is None]
-            assert not bare and node.returns is not None, f"{node.name}: annotate {bare or 'the result'}"
+def test_sources_are_short_and_public_functions_annotated():
+    """What ruff has no rule for; its rules ask for the docstrings."""
+    for path in SOURCES:
+        text = path.read_text()
+        assert text.count("\n") < 400, f"{path}: split the file"
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                bare = [argument.arg for argument in arguments if argument.annotation is None]
+                assert not bare, f"{path}: {node.name}: annotate {bare}"

@@ -3,7 +3,7 @@
 Not here: the config files themselves (`configs/`), and what a config is built into (`runs/system.py`).
 """
 
-from hfgd_jax.config.checks import BACKBONES, CONTEXTS, UPSAMPLERS, validate
+from hfgd_jax.config.checks import validate
 from hfgd_jax.config.fields import (
     METHODS,
     default,
@@ -16,6 +16,7 @@ from hfgd_jax.config.fields import (
     set_tiny,
     to_json,
 )
+from hfgd_jax.config.names import BACKBONES, CONTEXTS, UPSAMPLERS
 
 __all__ = [
     "BACKBONES",

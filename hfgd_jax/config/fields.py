@@ -11,15 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hfgd_jax.config.checks import (
-    BACKBONES,
-    CONVNEXTS,
-    EFFICIENTNETS,
-    RESNETS,
-    SWINS,
-    geometry_of,
-    one_of,
-)
+from hfgd_jax.config.checks import geometry_of, one_of
+from hfgd_jax.config.names import BACKBONES, CONVNEXTS, EFFICIENTNETS, RESNETS, SWINS
 from hfgd_jax.errors import UserError
 
 # What a `method=` argument of a config stands for. Everything is a plain field afterwards.
@@ -58,61 +51,92 @@ METHODS["hfgd_residual"] = METHODS["hfgd"] | {"guidance.residual": True}  # ours
 
 # What a run did whose saved config lacks a field, where that is not today's default.
 BEFORE = {"model.guidance.signed": "none", "model.attention_start": 1.0}
+# Fields of earlier versions that are gone; they never changed the weights, and `train.stall_timeout` is left.
+GONE = ("data.timeout", "checkpoint.timeout", "train.heartbeat")
 
 
 def default() -> ConfigDict:
     """HFGD (ResNet-50, CAE, U-SFPN at OS=4) in the paper's advanced settings, on the embedded data set."""
     config = ConfigDict()
-    config.model = ConfigDict(
+    config.model = _model()
+    config.loss = _loss()
+    config.data = _data()
+    config.optim = _optim()
+    config.train = _train()
+    config.eval = _eval()
+    config.checkpoint = _checkpoint()
+    config.mesh = _mesh()
+    return config
+
+
+# Each field below is one line, `"name": value,  # its meaning`.
+
+
+def _model() -> ConfigDict:
+    return ConfigDict(
         {
-            "backbone": {
-                "name": "resnet50",
-                "weights": "",  # a path, or a name (docs/weights.md); "" trains from random weights
-                "output_stride": 32,  # 16 or 8: dilation replaces the last strides
-                "expanded_levels": False,  # EfficientNet: levels six times as wide (set_backbone turns it on)
-                "multi_grid": False,  # ResNet: dilation (1, 2, 4) within the last stage when dilated
-                "batch_norm_epsilon": -1.0,  # -1: the backbone's own; weights of timm's efficientnet_*: 1e-5
-                "normalization": "",  # of pixels: imagenet, half (127.5, 127.5), lite (127, 128); "": its own
-                "drop_path": -1.0,  # stochastic depth's rate at the last block; -1: the source's
-                "scan_blocks": False,  # ConvNeXt, Swin: a stage's blocks compile once (docs/scaling.md)
-                "remat": False,  # compute each block again in the backward pass: less memory, more time
-            },
-            "context": "cae",
-            "upsampler": "u_sfpn",
+            "backbone": _backbone(),
+            "context": "cae",  # the context encoder: identity, aspp, ppm, ocr, sa, sa_car, cae
+            "upsampler": "u_sfpn",  # none, sfpn, u_sfpn, fapn, upernet, deeplabv3plus
             "output_stride": 4,  # of the prediction, before it is resized to the pixels
             "channels": 256,  # of the high and low features, hence of the class tokens
             "context_channels": 512,  # attention value, CAR linear layer, FCN conv
-            "query_channels": 64,
+            "query_channels": 64,  # of the queries and keys of SA and CAE
             "wide_channels": 2048,  # the CAE's wide linear layer
             "scale_context_attention": False,  # reading: SA and CAE logits are not divided by sqrt(d)
             "context_attention_bias": False,  # SA and CAE: query, key and value with biases (public code)
             "attention_start": 0.1,  # axial attention's value kernels start Glorot-uniform times this
             "attention_equal_start": False,  # of all: query and key start with the same kernel (public code)
             "attention_heads": 4,  # reading: heads of the axial attention
-            "guidance": {
-                "tokens": False,  # share the class tokens with the guide branch, which trains them
-                "stop_gradient": True,  # the shared tokens are frozen for the upsampler
-                "protect": False,  # stop the upsampler's gradient at the backbone and context encoder
-                "signed": "student",  # the last layer before the tokens has no ReLU; or none, both
-                "axial_attention": False,
-                "residual": False,  # the student's feature is added to the teacher's (not of the paper)
-                "probe": False,  # auxiliary FCN on the high-level feature (paper, Sec. 5.1)
-                "probe_stop_gradient": False,
-            },
+            "guidance": _guidance(),
             "geometry": "align_corners",  # reading; half_pixel for ConvNeXt and Swin
             "batch_norm_decay": 0.9997,  # 0.9-0.99 for runs of a few thousand steps
             "batch_norm_epsilon": 1e-3,  # of the decoder
         }
     )
-    config.loss = ConfigDict(
+
+
+def _backbone() -> ConfigDict:
+    return ConfigDict(
         {
-            # Weights; 1 each is a reading.
-            "teacher": 1.0,
-            "student": 1.0,
-            "car": 1.0,
-            "probe": 1.0,
-            "regions": 0.4,  # OCR's soft object regions
-            "dice": 0.0,  # of a Dice loss beside the teacher's and the student's cross-entropy
+            "name": "resnet50",  # one of config.BACKBONES; set_backbone sets what goes with it
+            "weights": "",  # a path, or a name (docs/weights.md); "" trains from random weights
+            "output_stride": 32,  # 16 or 8: dilation replaces the last strides
+            "expanded_levels": False,  # EfficientNet: levels six times as wide (set_backbone turns it on)
+            "multi_grid": False,  # ResNet: dilation (1, 2, 4) within the last stage when dilated
+            "batch_norm_epsilon": -1.0,  # -1: the backbone's own; weights of timm's efficientnet_*: 1e-5
+            "normalization": "",  # of pixels: imagenet, half (127.5, 127.5), lite (127, 128); "": its own
+            "drop_path": -1.0,  # stochastic depth's rate at the last block; -1: the source's
+            "scan_blocks": False,  # ConvNeXt, Swin: a stage's blocks compile once (docs/scaling.md)
+            "remat": False,  # compute each block again in the backward pass: less memory, more time
+        }
+    )
+
+
+def _guidance() -> ConfigDict:
+    return ConfigDict(
+        {
+            "tokens": False,  # share the class tokens with the guide branch, which trains them
+            "stop_gradient": True,  # the shared tokens are frozen for the upsampler
+            "protect": False,  # stop the upsampler's gradient at the backbone and context encoder
+            "signed": "student",  # the last layer before the tokens has no ReLU; or none, both
+            "axial_attention": False,  # on the low feature, at the upsampler's stride
+            "residual": False,  # the student's feature is added to the teacher's (not of the paper)
+            "probe": False,  # auxiliary FCN on the high-level feature (paper, Sec. 5.1)
+            "probe_stop_gradient": False,  # the auxiliary FCN's loss does not train the backbone
+        }
+    )
+
+
+def _loss() -> ConfigDict:
+    return ConfigDict(
+        {
+            "teacher": 1.0,  # reading: weight of the guide branch's cross-entropy
+            "student": 1.0,  # reading: weight of the prediction's cross-entropy
+            "car": 1.0,  # reading: weight of CAR's losses
+            "probe": 1.0,  # weight of the auxiliary FCN's cross-entropy
+            "regions": 0.4,  # weight of the cross-entropy of OCR's soft object regions
+            "dice": 0.0,  # weight of a Dice loss beside the teacher's and the student's cross-entropy
             "focal_gamma": 0.0,  # the focal loss in place of the cross-entropies; 0: plain
             "class_weights": (),  # of the cross-entropies, one a class; (): all alike
             "balance": "none",  # median_frequency: class weights from the training split's labels
@@ -120,81 +144,96 @@ def default() -> ConfigDict:
             "divisor": "valid",  # of the cross-entropies: the labelled pixels; or all, the ignored ones too
         }
     )
-    config.data = ConfigDict(
+
+
+def _data() -> ConfigDict:
+    # Evaluation resizes images by input_scale and predicts at the label's own size.
+    return ConfigDict(
         {
-            "dataset": "shapes",
-            "data_dir": "data",
-            "num_classes": 9,
-            "train_split": "train",
-            "eval_split": "val",
+            "dataset": "shapes",  # a name of docs/datasets.md
+            "data_dir": "data",  # where prepared data sets lie
+            "num_classes": 9,  # of the data set
+            "train_split": "train",  # what is trained on
+            "eval_split": "val",  # what is evaluated on
             "crop": (129, 129),  # height, width
-            "input_scale": 1.0,  # images and labels resized by this before training; evaluation resizes
-            # images by it and predicts at the label's own size
-            "scale_range": (0.5, 2.0),
-            "scale_step": 0.25,
+            "input_scale": 1.0,  # images and labels are resized by this before training
+            "scale_range": (0.5, 2.0),  # least and largest scale of the augmentation
+            "scale_step": 0.25,  # from one scale of the augmentation to the next; 0: any scale
             "flip": 0.5,  # probability of a horizontal mirror image
             "photometric": "advanced",  # or none, plain (brightness alone), public (the public code's)
             "threads": 4,  # decoding threads, per process
             "workers": 0,  # worker processes beside them
             "prefetch": 4,  # batches
-            "timeout": 600.0,  # seconds that a batch may take before the run ends with an error; 0: for ever
             "skip_corrupt": False,  # True: an unreadable record is ignored and counted
         }
     )
-    config.optim = ConfigDict(
+
+
+def _optim() -> ConfigDict:
+    return ConfigDict(
         {
-            "name": "adamw",
-            "learning_rate": 4e-5,
-            "weight_decay": 0.05,
+            "name": "adamw",  # or sgd
+            "learning_rate": 4e-5,  # the highest; it decays to 0 over train.steps
+            "weight_decay": 0.05,  # of kernels: decoupled (adamw), or L2 (sgd)
             "momentum": 0.9,  # sgd only
-            "power": 0.9,
-            "warmup_steps": 0,
+            "power": 0.9,  # of the learning rate's polynomial decay
+            "warmup_steps": 0,  # in which the learning rate rises from 0; part of train.steps
             "clip_norm": 0.0,  # 0: no clipping
             "backbone_rate": 1.0,  # the backbone's learning rate is this times the others'; 0 freezes it
         }
     )
-    config.train = ConfigDict(
+
+
+def _train() -> ConfigDict:
+    # An average (ema_decay) is what is evaluated, drawn, kept as best, predicted with and exported: one more
+    # float32 copy of parameters and statistics, in memory and in each checkpoint, beside the trained one.
+    return ConfigDict(
         {
-            "steps": 30_000,
+            "steps": 30_000,  # optimizer steps
             "batch_size": 16,  # global: over all devices and hosts
             "accumulate": 1,  # micro-batches that one step is cut into
-            "ema_decay": 0.0,  # of the weights' moving average, which is what is evaluated, drawn, kept as
-            # best, predicted with and exported; 0: none. One more float32 copy of parameters and statistics,
-            # in memory and in each checkpoint (which holds the trained ones beside it)
-            "seed": 0,
+            "ema_decay": 0.0,  # of the weights' moving average, which is what is evaluated; 0: none
+            "seed": 0,  # of the random weights, the order of the data and its augmentation
             "dtype": "bfloat16",  # of the computation; parameters, statistics and losses are float32
-            "log_every": 20,
-            "heartbeat": 0.0,  # seconds without a step after which a stuck run is ended; 0: never
+            "log_every": 20,  # steps
+            "stall_timeout": 1800.0,  # seconds a step, a batch or a save may take before the run ends; 0: any
         }
     )
-    config.eval = ConfigDict(
+
+
+def _eval() -> ConfigDict:
+    return ConfigDict(
         {
             "every": 2000,  # steps; 0: only at the end
-            "batch_size": 8,
+            "batch_size": 8,  # global; raised to a multiple of the devices
             "overlays": 4,  # validation images drawn at each evaluation
             "scales": (1.0,),  # of the images, on top of data.input_scale; logits are averaged
             "flip": False,  # average over mirror images too
             "window": (0, 0),  # height, width of sliding windows over the scaled image; (0, 0): the whole
-            "window_overlap": 1 / 3,  # share of a window that the next one covers too, at least (a reading)
+            "window_overlap": 1 / 3,  # reading: share of a window that the next one covers too, at least
             "branch": "prediction",  # what is scored; or guide, or probe (paper, Sec. 5.1)
             "details": False,  # boundary IoU and recall of small objects as well: costs time on the host
         }
     )
-    config.checkpoint = ConfigDict(
+
+
+def _checkpoint() -> ConfigDict:
+    return ConfigDict(
         {
             "every": 1000,  # steps
             "keep": 3,  # the latest ones
-            "timeout": 1800.0,  # seconds that a save may take in the background before the run ends
         }
     )
-    config.mesh = ConfigDict(
+
+
+def _mesh() -> ConfigDict:
+    return ConfigDict(
         {
             "data": -1,  # devices along the batch that hold whole copies of the state; -1: the rest
             "fsdp": 1,  # devices that share one copy of the state, and the batch too; -1: the rest
             "constrain_decoder": False,  # keep the decoder's activations split along the batch alone
         }
     )
-    return config
 
 
 def set_method(config: ConfigDict, method: str) -> None:
@@ -296,6 +335,7 @@ def from_json(text: str) -> ConfigDict:
     config = default()
     try:
         flat = BEFORE | _flatten(json.loads(text))
+        flat = {key: value for key, value in flat.items() if key not in GONE}
         for key in flat:
             if not _has(config, key):
                 raise UserError(f"saved config: field {key!r} is unknown to this version of hfgd_jax")

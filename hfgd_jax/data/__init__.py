@@ -1,1 +1,4 @@
-"""Data sets: prepared once on disk (`builders`), read (`source`), augmented and batched (`pipeline`)."""
+"""Data sets: prepared on disk (`builders/`), read (`prepared`), augmented and batched (`pipeline`).
+
+Not here: models (class counts and mean pixels are arguments), and batches on devices (`runtime/sharding.py`).
+"""

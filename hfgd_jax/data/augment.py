@@ -1,10 +1,10 @@
 """Augmentation of one example on the host: pure functions of (image, label, rng), uint8 in and out.
 
-Geometry. Pictures and labels are resized as areas of pixels (the half-pixel convention: output pixel i of a
-picture scaled by s covers the input from i / s to (i + 1) / s), whatever grid the model works on; s is the
+Geometry. Images and labels are resized as areas of pixels (the half-pixel convention: output pixel i of an
+image scaled by s covers the input from i / s to (i + 1) / s), whatever grid the model works on; s is the
 same for both axes, a fraction p / q with q <= 64, and the scaled size is the original's times s, rounded.
-Pictures are interpolated linearly where they grow and averaged over areas where they shrink, labels take
-the nearest pixel. Only the part of the picture that the crop needs is resized: it is cut along multiples of
+Images are interpolated linearly where they grow and averaged over areas where they shrink, labels take
+the nearest pixel. Only the part of the image that the crop needs is resized: it is cut along multiples of
 q, where both grids meet, so that the result is the one of resizing the whole and cropping it.
 """
 
@@ -16,13 +16,14 @@ from fractions import Fraction
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from hfgd_jax.data.labels import IGNORE
 
 cv2.setNumThreads(0)  # the loader has its own threads
 
 Image = UInt8[np.ndarray, "h w 3"]
+Whole = UInt8[np.ndarray, "h0 w0 3"]  # what an image was cut from
 Label = UInt8[np.ndarray, "h w"]
 
 BRIGHTNESS = 32.0  # grey levels
@@ -37,8 +38,8 @@ class Settings:
 
     Attributes:
         crop: height and width of the result.
-        mean_pixel: RGB, 0-255; fills what lies outside the picture.
-        input_scale: the picture's size is multiplied by this, before the random scale.
+        mean_pixel: RGB, 0-255; fills what lies outside the image.
+        input_scale: the image's size is multiplied by this, before the random scale.
         scale_range, scale_step: random scale, uniform among low, low + step, ..., high (step 0: any value).
         flip: probability of a mirror image.
         photometric: `none`, `plain`, `advanced` or `public`.
@@ -58,7 +59,7 @@ def augment(
 ) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
     """Random scale, crop, photometric distortion and mirror image, padded to the crop with the mean pixel.
 
-    The distortion touches the picture alone, never the padding. What the padding covers is ignored in the
+    The distortion touches the image alone, never the padding. What the padding covers is ignored in the
     label.
     """
     whole = image
@@ -90,12 +91,12 @@ def as_fraction(scale: float) -> Fraction:
 
 
 def scaled_size(size: tuple[int, int], scale: Fraction) -> tuple[int, int]:
-    """Height and width of a picture after scaling: rounded, halves down, at least 1."""
+    """Height and width of an image after scaling: rounded, halves down, at least 1."""
     return tuple(max(1, math.ceil(s * scale - Fraction(1, 2))) for s in size)
 
 
 def resize_image(image: Image, scale: float) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The whole picture, scaled (see the module's geometry)."""
+    """The whole image, scaled (see the module's geometry)."""
     scale = as_fraction(scale)
     return resize_window(image, scale, (0, 0), scaled_size(image.shape[:2], scale))
 
@@ -103,7 +104,7 @@ def resize_image(image: Image, scale: float) -> UInt8[np.ndarray, "h2 w2 3"]:
 def resize_window(
     image: Image, scale: Fraction, offset: tuple[int, int], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The window of `size` at `offset` (top, left) of the scaled picture, resizing little more than that."""
+    """The window of `size` at `offset` (top, left) of the scaled image, resizing little more than that."""
     (top, left), (height, width) = offset, size
     if scale == 1:
         return np.ascontiguousarray(image[top : top + height, left : left + width])
@@ -116,7 +117,7 @@ def resize_window(
         stop.append(min(length, -(-end // q) * q))
     part = image[start[0] : stop[0], start[1] : stop[1]]
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    if min(part.shape[:2]) * scale < 1:  # a picture thinner than one output pixel
+    if min(part.shape[:2]) * scale < 1:  # an image thinner than one output pixel
         whole = cv2.resize(part, (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))))
     else:
         whole = cv2.resize(part, None, fx=float(scale), fy=float(scale), interpolation=method)
@@ -138,7 +139,9 @@ def resize_label_window(
     return label[rows][:, columns]
 
 
-def pad_image(image: Image, size: tuple[int, int], mean_pixel: Sequence[float]) -> UInt8[np.ndarray, "H W 3"]:
+def pad_image(
+    image: Image, size: tuple[int, int], mean_pixel: Sequence[float] | Float[np.ndarray, "3"]
+) -> UInt8[np.ndarray, "H W 3"]:
     """Pads at the bottom and right with the mean pixel, rounded."""
     out = np.empty((*size, 3), np.uint8)
     out[:] = np.clip(np.rint(mean_pixel), 0, 255)
@@ -153,21 +156,21 @@ def pad_label(label: Label, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
     return out
 
 
-def photometric(image: Image, rng: np.random.Generator, mode: str, whole: Image) -> Image:
+def photometric(image: Image, rng: np.random.Generator, mode: str, whole: Whole) -> Image:
     """Random distortion of colours; each part happens with probability 0.5.
 
     `plain`: brightness, +-32 grey levels. `advanced`: that, then contrast (about the mean of each channel)
     and saturation by factors of 0.75 to 1.25, and hue by +-0.1 of the circle. `none`: nothing.
 
     `public`: contrast and saturation by factors of 0.5 to 1.5, then brightness, +-32: the public code's,
-    which distorts before it crops, so that contrast is about the mean of the whole picture. It clips to 0-255
+    which distorts before it crops, so that contrast is about the mean of the whole image. It clips to 0-255
     at the end alone; here every part does.
 
     Args:
         image: the crop.
         rng: of the sample.
         mode: see above.
-        whole: the picture that it was cut from, at any scale.
+        whole: the image that it was cut from, at any scale.
     """
     if mode == "none":
         return image
@@ -190,7 +193,7 @@ def photometric(image: Image, rng: np.random.Generator, mode: str, whole: Image)
     return image
 
 
-def _public(image: Image, rng: np.random.Generator, whole: Image) -> Image:
+def _public(image: Image, rng: np.random.Generator, whole: Whole) -> Image:
     on = rng.random(3) < 0.5
     first, second = rng.uniform(*PUBLIC_FACTOR, 2)
     delta = rng.uniform(-BRIGHTNESS, BRIGHTNESS)
@@ -209,7 +212,7 @@ def brightness(image: Image, delta: float) -> Image:
     return cv2.LUT(image, _table(_LEVELS + delta))
 
 
-def contrast(image: Image, factor: float, whole: Image) -> Image:
+def contrast(image: Image, factor: float, whole: Whole) -> Image:
     """Multiplies the distance to the mean of each channel of `whole` by `factor`."""
     mean = np.array(cv2.mean(whole)[:3])
     return cv2.LUT(image, _table(mean + (_LEVELS[:, None] - mean) * factor)[None])

@@ -1,4 +1,4 @@
-"""Which records are evaluated together, and on which canvases: few shapes, planned from sizes alone."""
+"""Plans evaluation's batches: which records go together, and on canvases of which few shapes."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from hfgd_jax.errors import UserError
 
 Size = tuple[int, int]  # height, width
 
-MAX_SHAPES = 8  # more than this, and the canvases become coarser
+MAX_SHAPES = 8  # groups of records, hence compiled shapes a scale
 
 
 class Canvas(NamedTuple):
-    """Sizes that a batch's pictures, at each scale, and its labels are padded to."""
+    """Sizes that a batch's images, at each scale, and its labels are padded to."""
 
     images: tuple[Size, ...]
     label: Size
@@ -28,13 +28,13 @@ def plan(
     Records are grouped by their labels' canvas, whose sides are the smallest of the form k * step + 1
     (align_corners) or k * step (half_pixel) that hold the label; step is 64, doubled until there are at most
     `MAX_SHAPES` groups, and 32 where all records have one size. A group's canvas at a scale is the smallest
-    one on the grid of 32 that holds all of its pictures at that scale. So there are as many compiled shapes
+    one on the grid of 32 that holds all of its images at that scale. So there are as many compiled shapes
     as groups, times the scales.
 
     Args:
         sizes: height and width of each record, before scaling.
         batch_size: the global batch.
-        scales: of the pictures, each a view of every record.
+        scales: of the images, each a view of every record.
         geometry: `align_corners` or `half_pixel`.
 
     Returns:

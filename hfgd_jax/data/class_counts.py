@@ -1,4 +1,4 @@
-"""How often each class occurs in a split."""
+"""Counts the pixels of each class in a split."""
 
 from collections.abc import Callable
 

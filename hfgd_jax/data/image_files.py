@@ -1,4 +1,4 @@
-"""Encoded pictures of unknown origin: how large they say they are, before anything is decoded."""
+"""Opens and decodes encoded images of unknown origin; one with too many pixels is refused by its header."""
 
 import io
 import re
@@ -17,15 +17,15 @@ Encoded = bytes | Path | BinaryIO
 
 
 class TooLargeError(ValueError):
-    """A picture of more than `MAX_PIXELS` pixels; the message is one line without the file's name."""
+    """An image of more than `MAX_PIXELS` pixels; the message is one line without the file's name."""
 
 
 def opened(data: Encoded) -> Image.Image:
-    """The picture with its header read; close it. Nothing of its pixels is decoded or allocated.
+    """The image with its header read; close it. Nothing of its pixels is decoded or allocated.
 
     Raises:
-        TooLargeError: it says that it has more than `MAX_PIXELS` pixels.
-        OSError, SyntaxError, ValueError: it is no picture, or cut short.
+        TooLargeError: its header claims more than `MAX_PIXELS` pixels.
+        OSError, SyntaxError, ValueError: it is no image, or cut short.
     """
     try:
         image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
@@ -43,7 +43,7 @@ def _too_large(pixels: int | str) -> str:
 
 
 def decode(data: bytes, flags: int) -> UInt8[np.ndarray, "h w *c"] | None:
-    """Decodes with OpenCV (`flags` are its own, channels BGR); None where it cannot be.
+    """Decodes an image with OpenCV (`flags` are its own, channels BGR); None where that fails.
 
     Raises:
         TooLargeError: as `opened`; OpenCV's own limit is six times as high.

@@ -1,6 +1,6 @@
-"""The one id table of each data set: raw label ids -> train ids, class names and colours.
+"""Label tables: for each data set the train id of every raw label id, and its classes' names and colours.
 
-Labels become train ids once, when a data set is prepared. After that `IGNORE` is the only value that is
+Labels become train ids once, when a data set is prepared; after that `IGNORE` is the only value that is
 not a class. The table is stored with the prepared data set and read back from there.
 """
 
@@ -15,12 +15,13 @@ from hfgd_jax.data.label_tables import ade20k, camvid, cityscapes, coco_stuff, p
 from hfgd_jax.errors import UserError, printable
 
 IGNORE = 255
+Palette = Sequence[Sequence[int]] | UInt8[np.ndarray, "k 3"]  # RGB, 0-255
 _LONGEST_NAME = 500  # characters; ADE20K's and transformers' lists of synonyms are long
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelTable:
-    """Raw ids and what they mean.
+    """The classes of a data set, and the raw ids that its label files hold.
 
     Attributes:
         name: the data set's name.
@@ -32,7 +33,7 @@ class LabelTable:
 
     name: str
     classes: tuple[str, ...]
-    palette: UInt8[np.ndarray, "K 3"]
+    palette: Palette
     raw_ids: Mapping[int, int]
 
     def __post_init__(self) -> None:
@@ -169,7 +170,7 @@ def voc_colours(ids: Sequence[int]) -> UInt8[np.ndarray, "n 3"]:
 def make_table(
     name: str,
     classes: Sequence[str],
-    palette: Sequence[Sequence[int]],
+    palette: Palette,
     raw_ids: Sequence[int],
     ignored: Sequence[int] = (),
 ) -> LabelTable:
@@ -204,7 +205,7 @@ def _cityscapes() -> LabelTable:
     return make_table("cityscapes", names, colours, ids, [i for i, _ in cityscapes.IGNORED])
 
 
-# Those of the data sets whose classes are known beforehand.
+# Of the data sets whose classes do not depend on the raw folder.
 TABLES: dict[str, LabelTable] = {
     table.name: table
     for table in (

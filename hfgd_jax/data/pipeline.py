@@ -10,7 +10,6 @@ data: threads, worker processes and prefetching.
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
@@ -19,13 +18,13 @@ import numpy as np
 from hfgd_jax.data import augment, canvases
 from hfgd_jax.data.labels import IGNORE
 from hfgd_jax.data.prepared import CorruptRecordError, Split
-from hfgd_jax.errors import StuckError, UserError
+from hfgd_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
-_END = 2**48  # samples; no run gets there
+_END = 2**48  # samples: as good as endless
 _EVAL_PREFETCH = 2
-_CORRUPT_IN_A_ROW = 64  # records; what is spoilt here and there never comes to that
+_CORRUPT_IN_A_ROW = 64  # unreadable records in a row after which the files are taken for lost
 
 
 class Batches(Iterator[Batch]):
@@ -36,10 +35,8 @@ class Batches(Iterator[Batch]):
         split: that they come from.
         length: how many there are; None: endless.
         start: number of the first batch, for messages.
-        timeout: seconds that a batch may take; 0: for ever.
 
     Raises:
-        StuckError: from `next`, where a batch takes longer.
         UserError: from `next`, where a worker process has died, or nothing of the split can be read any more.
     """
 
@@ -50,28 +47,15 @@ class Batches(Iterator[Batch]):
         *,
         length: int | None = None,
         start: int = 0,
-        timeout: float = 0.0,
     ) -> None:
-        self._iterator, self._timeout = iter(dataset), timeout
+        self._iterator = iter(dataset)
         self._name, self._number = f"data set {split.dataset!r}, split {split.split!r}", start
         self._corrupt, self._most_corrupt = 0, min(len(split), _CORRUPT_IN_A_ROW)
-        # A thread of its own does the waiting, which nothing can break off.
-        self._thread, self._stuck = ThreadPoolExecutor(1, "batches"), False
         self.length = length
 
     def __next__(self) -> Batch:
-        coming = self._thread.submit(next, self._iterator, None)
         try:
-            batch = coming.result(self._timeout or None)
-        except TimeoutError:
-            if coming.done():
-                raise
-            self._stuck = True
-            raise StuckError(
-                f"config.data.timeout={self._timeout:g}: {self._name}, batch {self._number}: no batch for so "
-                "many seconds; a worker or the disk hangs. See to it or allow more seconds, and run the same "
-                "command again"
-            ) from None
+            batch = next(self._iterator, None)
         except RuntimeError as error:
             if "Worker process" not in str(error):
                 raise
@@ -86,7 +70,7 @@ class Batches(Iterator[Batch]):
         return batch
 
     def _count_corrupt(self, batch: Batch) -> None:
-        """Raises UserError where record after record is unreadable: then the files have gone."""
+        """Raises UserError where too many records in a row are unreadable: then the files are gone."""
         for corrupt in batch["corrupt"][batch["index"] >= 0]:
             self._corrupt = self._corrupt + 1 if corrupt else 0
         if self._most_corrupt and self._corrupt >= self._most_corrupt:
@@ -97,10 +81,9 @@ class Batches(Iterator[Batch]):
             )
 
     def close(self) -> None:
-        """Stops threads and worker processes, unless they are stuck."""
-        self._thread.shutdown(wait=False)
+        """Stops threads and worker processes."""
         close = getattr(self._iterator, "close", None)
-        if close is not None and not self._stuck:
+        if close is not None:
             close()
 
     def __enter__(self) -> "Batches":
@@ -128,7 +111,7 @@ def train_batches(
         data_config: the `data` part of the config.
         batch_size: the global batch, over all processes.
         seed: of the order and the augmentation.
-        mean_pixel: RGB, 0-255; fills what lies outside a picture.
+        mean_pixel: RGB, 0-255; fills what lies outside an image.
         start: steps already taken.
         process_index, process_count: this process, and how many share the global batch.
 
@@ -164,7 +147,7 @@ def train_batches(
         num_threads=data_config.threads, prefetch_buffer_size=max(data_config.prefetch, data_config.threads)
     )
     dataset = _with_workers(dataset.to_iter_dataset(options), data_config.workers)
-    return Batches(dataset, split, start=start, timeout=float(data_config.timeout))
+    return Batches(dataset, split, start=start)
 
 
 def _with_workers(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
@@ -193,7 +176,7 @@ def _order(seed: int, epoch: int, length: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainLoader:
-    """Local sample number -> example."""
+    """Maps the number of a sample of this process to its example."""
 
     split: Split
     settings: augment.Settings
@@ -235,30 +218,28 @@ def eval_batches(
     threads: int = 4,
     workers: int = 0,
     skip_corrupt: bool = False,
-    timeout: float = 0.0,
 ) -> Batches:
-    """Every record once, in a fixed order, on few canvas shapes; the same number of batches everywhere.
+    """Batches of every record once, in a fixed order, on few canvas shapes; as many on every process.
 
-    A record is decoded once and its picture resized to each of the scales (as in training, see `augment`);
-    labels keep their own size. All lie at the top left of canvases (see `buckets`) that are filled up with
-    the mean pixel and with 255. All rows of a global batch have the same canvases; where records run out,
-    filler rows complete the batch.
+    A record is decoded once and its image resized to each of the scales (as in training, see `augment`);
+    labels keep their own size. All lie at the top left of canvases (see `canvases.plan`) that are filled up
+    with the mean pixel and with 255. All rows of a global batch have the same canvases; where records run
+    out, filler rows complete the batch.
 
     Args:
-        split: labelled or not; without labels the label is all 255 at the picture's own size.
+        split: labelled or not; without labels the label is all 255 at the image's own size.
         batch_size: the global batch, over all processes.
         mean_pixel: RGB, 0-255.
-        scales: of the picture; each is one view.
+        scales: of the image; each is one view.
         geometry: `align_corners` (canvas sides are 32k + 1) or `half_pixel` (32k).
         process_index, process_count: this process, and how many share the global batch.
         threads: for decoding, in this process and in each worker.
         workers: processes that decode in place of this one (see `train_batches`).
         skip_corrupt: make an unreadable record an all-ignored one instead of raising.
-        timeout: seconds that a batch may take; 0: for ever.
 
     Returns:
         Dicts of `views`, a tuple with for each scale a dict of `image` uint8 `[b, H, W, 3]` and `image_size`
-        int32 `[b, 2]` (height and width of the scaled picture in its canvas); `label` uint8 `[b, h, w]`;
+        int32 `[b, 2]` (height and width of the scaled image in its canvas); `label` uint8 `[b, h, w]`;
         `size` int32 `[b, 2]` (of the label in its canvas), `index` int32 `[b]` (-1: filler, with sizes 1x1
         and all ignored), `corrupt` bool `[b]`. The iterator's `length` is the number of batches.
 
@@ -274,9 +255,9 @@ def eval_batches(
     dataset = grain.MapDataset.source(mine).map(load).batch(len(rows))
     ahead = max(_EVAL_PREFETCH, threads) if len(scales) == 1 else _EVAL_PREFETCH  # views are large
     options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
-    # A worker more than there are batches would have nothing to do.
+    # No more workers than batches.
     dataset = _with_workers(dataset.to_iter_dataset(options), min(workers, len(plan)))
-    return Batches(dataset, split, length=len(plan), timeout=timeout)
+    return Batches(dataset, split, length=len(plan))
 
 
 def _sizes(split: Split, skip_corrupt: bool) -> list[tuple[int, int]]:
@@ -293,7 +274,7 @@ def _sizes(split: Split, skip_corrupt: bool) -> list[tuple[int, int]]:
 
 @dataclasses.dataclass(frozen=True)
 class _EvalLoader:
-    """A place of the plan -> a row of the batch."""
+    """Maps an entry of the plan to a row of the batch."""
 
     split: Split
     mean_pixel: tuple[float, ...]
@@ -326,9 +307,9 @@ class _EvalLoader:
 def views(
     image: augment.Image, scales: Sequence[float], canvas: canvases.Canvas, mean_pixel: Sequence[float]
 ) -> tuple[Batch, ...]:
-    """A picture at each scale on its canvas: `image` uint8 `[H, W, 3]` and `image_size` int32 `[2]`.
+    """An image at each scale on its canvas: `image` uint8 `[H, W, 3]` and `image_size` int32 `[2]`.
 
-    An empty picture is 1x1 of the mean pixel.
+    An empty image is 1x1 of the mean pixel.
     """
     found = []
     for scale, size in zip(scales, canvas.images, strict=True):

@@ -1,4 +1,7 @@
-"""Reading a prepared data set: records by index, decoded with OpenCV."""
+"""Prepared data sets on disk: a split's records by index, decoded with OpenCV (`open_split`, `Split`).
+
+Not here: preparing them (`builders/`), batches of them (`pipeline.py`).
+"""
 
 import threading
 from collections.abc import Mapping
@@ -112,7 +115,7 @@ class Split:
         if not 0 <= index < self._length:
             raise IndexError(f"{self.dataset} {self.split}: no record {index}; there are {self._length}")
         try:
-            if self._records is None:  # the files may have gone since the split was opened
+            if self._records is None:  # opened late: by each process, at its first record
                 with self._lock:
                     if self._records is None:
                         skip = tfds.decode.SkipDecoding()
@@ -122,7 +125,7 @@ class Split:
             record = self._records[index]
         except Exception as error:  # array_record and protobuf raise their own kinds
             raise self._corrupt(index, None, f"it cannot be read ({error})") from None
-        if record["id"] is None:  # what a file gives that was cut short after it was opened
+        if record["id"] is None:  # a file that was truncated after it was opened
             raise self._corrupt(index, None, "it cannot be read (it is empty)")
         return record
 

@@ -1,4 +1,4 @@
-"""Generated street scenes with exact labels: the pictures of the embedded data set `shapes`.
+"""Generated street scenes with exact labels: the images of the embedded data set `shapes`.
 
 Nine classes (`labels.TABLES["shapes"]`). What makes it segmentation in miniature:
 - water has the sky's colours and building walls have the road's: only place, shape and neighbours tell;
@@ -27,14 +27,14 @@ Item = tuple[float, Callable[[], None]]  # distance from the horizon, and what d
 
 
 def scene(seed: int, index: int) -> tuple[UInt8[np.ndarray, "160 192 3"], UInt8[np.ndarray, "160 192"]]:
-    """Picture (RGB) and label of one scene: the same for the same arguments, always.
+    """Image (RGB) and label of one scene: the same for the same arguments, always.
 
     Args:
         seed: which series of scenes (each split has its own).
         index: which scene of the series.
 
     Returns:
-        uint8 picture and uint8 label with ids 0 to 8, 255 ignored.
+        uint8 image and uint8 label with ids 0 to 8, 255 ignored.
     """
     painter = _Painter(np.random.default_rng((seed, index)))
     painter.land()
@@ -45,7 +45,7 @@ def scene(seed: int, index: int) -> tuple[UInt8[np.ndarray, "160 192 3"], UInt8[
 
 
 class _Painter:
-    """Draws picture and label side by side; coordinates are (x, y) in pixels of the final picture."""
+    """Draws image and label side by side; coordinates are (x, y) in pixels of the final image."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -67,7 +67,7 @@ class _Painter:
         )
 
     def near(self, y: float) -> float:
-        """How near the ground at height y is: 0 at the horizon, 1 at the bottom of the picture."""
+        """How near the ground at height y is: 0 at the horizon, 1 at the bottom of the image."""
         return (y - self.horizon) / (self.height - self.horizon)
 
     def road_middle(self, y: float) -> float:

@@ -1,10 +1,8 @@
-"""Scores of a model at the label's own resolution (spec 3): one checkpoint, several, or a run as it goes."""
+"""Scores of a model at the label's own resolution: one checkpoint, several, or a run's as they appear."""
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -13,7 +11,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import linen as nn
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Int64, UInt8
 from ml_collections import ConfigDict
@@ -29,18 +26,18 @@ from hfgd_jax.inference.views import Inference, Variables
 from hfgd_jax.runs.checkpoints import Checkpoints
 from hfgd_jax.runs.log import write_metrics
 from hfgd_jax.runs.system import load, open_data
-from hfgd_jax.runtime import sharding, storage
+from hfgd_jax.runtime import collectives, sharding, storage
 from hfgd_jax.runtime.signals import Stop
+from hfgd_jax.runtime.stall import NO_LIMIT, StallLimit
 
 # Counts are int32 on the device; they go to int64 on the host before a class pair can pass 2**31 pixels.
 _FLUSH_PIXELS = 2**30
-_LOW_BITS = 30  # counts travel between processes in halves of that many bits: int64 would be cut to int32
 _POLL = 5.0  # seconds between two looks at a watched run
 _RECORD = "evaluations.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class Counts:
     """What an evaluation counted: the confusion matrix, rows are truth, and details where asked for."""
 
     matrix: Int64[np.ndarray, "k k"]
@@ -60,7 +57,7 @@ class Evaluator:
     """The compiled evaluation of one model on one mesh; a new shape of batch compiles once.
 
     Attributes:
-        inference: what turns pictures into logits; `inference.shapes` tells what was compiled.
+        inference: from images to logits; `inference.shapes` are those that were compiled.
     """
 
     def __init__(self, model: nn.Module, config: ConfigDict, mesh: Mesh):
@@ -70,8 +67,8 @@ class Evaluator:
         def count(matrix, label, predicted):
             return matrix + metrics.confusion_matrix(label, predicted, num_classes)[None]
 
-        # Each device counts for itself: no program waits for another device (two that do, under way on a
-        # CPU's few threads at once, may wait for each other for ever), and the sum is made at the end.
+        # Each device counts its own rows and the sum is made at the end: no program waits for another device.
+        # Two that do, at once on a CPU's few threads, may wait for each other for ever.
         spread = jax.shard_map(count, mesh=mesh, in_specs=rows.spec, out_specs=rows.spec, check_vma=False)
         self._count = jax.jit(spread, donate_argnums=0)
         shape = (mesh.size, num_classes, num_classes)
@@ -85,8 +82,8 @@ class Evaluator:
         mean_pixel: np.ndarray,
         should_stop: Callable[[], bool] = lambda: False,
         on_batch: Callable[[int], None] = lambda images: None,
-        paused: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
-    ) -> Scores | None:
+        stall: StallLimit = NO_LIMIT,
+    ) -> Counts | None:
         """Counts the whole split, each image once; None where stopped. The counts are of all processes.
 
         Args:
@@ -94,47 +91,47 @@ class Evaluator:
             split: what to score.
             mean_pixel: `[3]` RGB 0-255, the padding.
             should_stop: asked before each batch.
-            on_batch: told the number of this process's images done.
-            paused: a context for what may take long without a batch done: compiling, for one.
+            on_batch: called after each batch with the number of this process's images done.
+            stall: limits a batch's data and its computation, but not compiling.
         """
         total = np.zeros((self.config.data.num_classes,) * 2, np.int64)
         details = Details(self.config.data.num_classes) if self.config.eval.details else None
         matrix, pixels, images, waiting = self._zero(), 0, 0, None
         # Whole on every device, once, so that no collective is left in the loop.
-        with paused():
-            variables = sharding.gathered(self.mesh, variables)
-            source = self._batches(split, mean_pixel)
-        with source as batches:
-            for batch in batches:
+        variables = sharding.gathered(self.mesh, variables)
+        name = f"data set {split.dataset!r}, split {split.split!r}"
+        with self._batches(split, mean_pixel) as batches:
+            for batch in stall.batches(batches, name):
                 if should_stop():
                     return None
-                with paused():
-                    masks, label = self._predict(variables, batch)
-                    matrix = self._count(matrix, label, masks)
-                if waiting:  # one batch late: the devices never wait for the host, nor run far ahead of it
-                    _finish(details, *waiting)
-                waiting = masks, batch
-                images += int((batch["index"] >= 0).sum())
-                pixels += batch["label"].size * jax.process_count()
-                if pixels > _FLUSH_PIXELS:
-                    total += _local(matrix).astype(np.int64).sum(0)
-                    matrix, pixels = self._zero(), 0
-                on_batch(images)
-        if waiting:
-            _finish(details, *waiting)
-        if details is not None:
-            details.counts = sum_over_processes(details.counts)
-        total += _local(matrix).astype(np.int64).sum(0)
-        return Scores(sum_over_processes(total), details)
+                masks, label = self._predict(variables, batch)  # compiles where the shape is new
+                matrix = self._count(matrix, label, masks)
+                with stall.limit(f"evaluation of {name}: nothing has moved after {images} images"):
+                    if waiting:  # one batch late: the devices never wait for the host, nor run far ahead
+                        _finish(details, *waiting)
+                    waiting = masks, batch
+                    images += int((batch["index"] >= 0).sum())
+                    pixels += batch["label"].size * jax.process_count()
+                    if pixels > _FLUSH_PIXELS:
+                        total += _local(matrix).astype(np.int64).sum(0)
+                        matrix, pixels = self._zero(), 0
+                    on_batch(images)
+        with stall.limit(f"evaluation of {name}: nothing has moved after {images} images"):
+            if waiting:
+                _finish(details, *waiting)
+            if details is not None:
+                details.counts = collectives.sum_over_processes(details.counts)
+            total += _local(matrix).astype(np.int64).sum(0)
+            return Counts(collectives.sum_over_processes(total), details)
 
-    def predict_picture(
-        self, variables: Variables, picture: UInt8[np.ndarray, "h w 3"], mean_pixel: np.ndarray
+    def predict_image(
+        self, variables: Variables, image: UInt8[np.ndarray, "h w 3"], mean_pixel: np.ndarray
     ) -> UInt8[np.ndarray, "h w"]:
-        """Train ids of an RGB picture as it is stored: scaled and padded as in evaluation.
+        """Train ids of an RGB image as it is stored: scaled and padded as in evaluation.
 
         `variables` are this process' own (`sharding.local_copy`): other processes take no part.
         """
-        return TiledPredictor(self.inference, variables, mean_pixel)(picture).mask
+        return TiledPredictor(self.inference, variables, mean_pixel)(image).mask
 
     def _batches(self, split: Split, mean_pixel: np.ndarray) -> pipeline.Batches:
         process_index, process_count = sharding.process_share(self.mesh)
@@ -149,7 +146,6 @@ class Evaluator:
             threads=self.config.data.threads,
             workers=self.config.data.workers,
             skip_corrupt=self.config.data.skip_corrupt,
-            timeout=float(self.config.data.timeout),
         )
 
     def _predict(self, variables: Variables, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
@@ -175,13 +171,6 @@ def _local(x: jax.Array) -> np.ndarray:
     """This process's rows of an array whose first axis lies over the mesh."""
     rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
     return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
-
-
-def sum_over_processes(counts: Int64[np.ndarray, "*s"]) -> Int64[np.ndarray, "*s"]:
-    """The sum of every process's counts, which must be below 2**60."""
-    halves = np.stack([counts >> _LOW_BITS, counts & (2**_LOW_BITS - 1)]).astype(np.int32)
-    high, low = np.moveaxis(np.reshape(multihost_utils.process_allgather(halves), (-1, *halves.shape)), 1, 0)
-    return (high.astype(np.int64).sum(0) << _LOW_BITS) + low.astype(np.int64).sum(0)
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
@@ -214,8 +203,9 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> int:
         UserError: a config that is not valid, no such checkpoint, or a split without labels.
     """
     configuration.validate(config)
-    with Stop().listening() as stop:
-        scorer = _CheckpointScorer(config, workdir, stop)
+    stall = StallLimit(config.train.stall_timeout, epath.Path(workdir).expanduser())
+    with stall, Stop().listening() as stop:
+        scorer = _CheckpointScorer(config, workdir, stop, stall)
         if checkpoint == "watch":
             _watch(scorer)
         else:
@@ -242,8 +232,8 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> int:
 class _CheckpointScorer:
     """Scores checkpoints of one run, one after the other, with what was compiled for the first."""
 
-    def __init__(self, config: ConfigDict, workdir: str, stop: Stop):
-        self.config, self.stop = config, stop
+    def __init__(self, config: ConfigDict, workdir: str, stop: Stop, stall: StallLimit):
+        self.config, self.stop, self.stall = config, stop, stall
         self.workdir = epath.Path(workdir).expanduser()
         self.split = open_data(config, config.data.eval_split)
         if not self.split.labelled:
@@ -259,7 +249,9 @@ class _CheckpointScorer:
         system, variables, step, _ = load(self.config, str(self.workdir), which)
         if self._evaluator is None:
             self._evaluator = Evaluator(system.model, self.config, system.mesh)
-        scores = self._evaluator.score(variables, self.split, system.mean_pixel, self.stop, self._progress)
+        scores = self._evaluator.score(
+            variables, self.split, system.mean_pixel, self.stop, self._progress, self.stall
+        )
         if scores is None:
             return None
         classes = self.split.table.classes
@@ -303,9 +295,8 @@ def _watch(scorer: _CheckpointScorer) -> None:
     done = scorer.recorded()
     while not scorer.stop():
         present = set(ocp.utils.checkpoint_steps(folder)) if folder.exists() else set()
-        # Processes must score the same step: the first one's next.
-        step = min(present - done, default=-1)
-        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        # Processes must score the same step: the next one of process 0.
+        step = collectives.from_process_0([min(present - done, default=-1)])[0]
         if step >= 0:
             try:
                 scorer(str(step))

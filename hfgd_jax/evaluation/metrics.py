@@ -1,4 +1,4 @@
-"""The score: one confusion matrix over a whole set, and what is read from it (spec section 3)."""
+"""The score: one confusion matrix over a whole set, and what is read from it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Int32
+from jaxtyping import Array, Int32, Integer
 
 
 def confusion_matrix(
-    labels: Int[Array, "b h w"], predictions: Int[Array, "b h w"], num_classes: int
+    labels: Integer[np.ndarray | Array, "b h w"],
+    predictions: Integer[np.ndarray | Array, "b h w"],
+    num_classes: int,
 ) -> Int32[Array, "k k"]:
     """Counts the pixels of each (truth, prediction) pair; exact, and made for use under `jit`.
 
@@ -58,7 +60,7 @@ def _by_products(labels: jax.Array, predictions: jax.Array, num_classes: int) ->
     return jax.lax.scan(add_row, jnp.zeros((num_classes, num_classes), jnp.int32), rows)[0]
 
 
-def summarize(matrix: Int[np.ndarray, "k k"], classes: Sequence[str]) -> dict[str, Any]:
+def summarize(matrix: Integer[np.ndarray, "k k"], classes: Sequence[str]) -> dict[str, Any]:
     """Reads the scores from a confusion matrix; plain Python numbers in [0, 1], ready for JSON.
 
     Args:
@@ -82,7 +84,7 @@ def summarize(matrix: Int[np.ndarray, "k k"], classes: Sequence[str]) -> dict[st
 
 
 def table(
-    matrix: Int[np.ndarray, "k k"],
+    matrix: Integer[np.ndarray, "k k"],
     classes: Sequence[str],
     details: Mapping[str, Sequence[float | None]] | None = None,
 ) -> str:
@@ -120,7 +122,7 @@ def _counts(matrix: Any, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray
     return np.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
 
 
-def _ratio(part: int, whole: int) -> float | None:
+def _ratio(part: np.integer, whole: np.integer) -> float | None:
     return float(part / whole) if whole else None
 
 

@@ -3,13 +3,13 @@
 A record is a dictionary of
 - `name`, `seed`, `steps`: a short name, `train.seed`, and the step that was evaluated last;
 - `config`: the fields that are not the defaults, by dotted name; folders of this machine are left out;
-- `settings`, `evaluation`: how the last evaluation was made (`evaluate.settings`), and `metrics.json` itself;
+- `settings`, `evaluation`: `evaluator.settings` of the last evaluation, and `metrics.json` itself;
 - `curve`: mIoU by step, of all evaluations of the training;
 - `training`: `seconds` (None where unknown), and what they are `from`;
 - `date`: UTC, of the last evaluation;
-- `command`: what trained it, where that was told;
-- `recording`: `commit`, `devices`, `cores`, `cpu`, `memory_gib`, `jax`, `hfgd_jax`. A workdir does not hold
-  these: they are those of the machine and the checkout that wrote the record.
+- `command`: what trained it, where that was given;
+- `recording`: `commit`, `devices`, `cores`, `cpu`, `memory_gib`, `jax`, `hfgd_jax`. A run
+  directory does not hold these: they are those of the machine and the checkout that wrote the record.
 """
 
 import datetime
@@ -37,7 +37,7 @@ from hfgd_jax.weights.sources import is_path
 
 FIELDS = ("name", "seed", "steps", "config", "settings", "evaluation", "curve", "training", "date")
 _PACKAGE = Path(__file__).resolve().parents[1]
-_SEED = re.compile(r"[_-]s(eed)?\d+$")  # the end of a workdir's name that tells its seed
+_SEED = re.compile(r"[_-]s(eed)?\d+$")  # the end of a run directory's name, with its seed
 _ABSOLUTE = re.compile(r"""(^|[\s=:,'"(])(~?/\w|[A-Za-z]:\\)""")
 _RATES = "rates in metrics.jsonl: without compiling, evaluations and saves"
 
@@ -45,11 +45,11 @@ Record = dict[str, Any]
 
 
 def of_run(workdir: epath.PathLike, name: str = "") -> Record:
-    """What a workdir says of its run: the fields of `FIELDS`.
+    """The record of the run in a run directory: the fields of `FIELDS`.
 
     Args:
         workdir: of a run that has been evaluated.
-        name: of the record; empty: the workdir's, without a seed at its end.
+        name: of the record; empty: the run directory's, without a seed at its end.
 
     Raises:
         UserError: it holds no run, or no evaluation.
@@ -83,7 +83,7 @@ def of_run(workdir: epath.PathLike, name: str = "") -> Record:
 def changed_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config (as its JSON has it) that are not the defaults, by dotted name.
 
-    `data.data_dir` is left out, and of a path to weights its last part is kept: where they lie says nothing.
+    `data.data_dir` is left out, and a path to weights is cut to its last part: they depend on the machine.
     """
     defaults = flatten_dict(json.loads(configuration.to_json(configuration.default())), sep=".")
     fields = flatten_dict(config, sep=".")
@@ -129,7 +129,7 @@ def write(record: Record, folder: epath.PathLike, *, overwrite: bool) -> epath.P
     """Writes `FOLDER/NAME_seedN.json`, making the folder; returns its path.
 
     Raises:
-        UserError: the file is there, or the record holds an absolute path, which tells of this machine.
+        UserError: the file is there, or the record holds an absolute path of this machine.
     """
     for key, value in flatten_dict(record, sep=".").items():
         if isinstance(value, str) and _ABSOLUTE.search(value):
@@ -215,7 +215,7 @@ def _devices() -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's name as Linux says it, else its kind."""
+    """The processor's name as Linux has it, else its kind."""
     path = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", path.read_text() if path.exists() else "", re.MULTILINE)
     return names[0] if names else platform.processor() or platform.machine()

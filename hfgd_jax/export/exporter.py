@@ -65,7 +65,7 @@ def run(
         dtypes: of the variants, some of `DTYPES`.
         fold_batch_norm: fold batch norms into the convolutions before them.
         overwrite: replace a bundle that is there.
-        log: told a line at a time.
+        log: called with each line.
 
     Raises:
         UserError: no such checkpoint, something at `output`, a disk that is full, or a float32 result that
@@ -106,7 +106,7 @@ def input_contract(config: ConfigDict) -> dict[str, Any]:
         "rows, columns": "float32 [r], [c]: where masks are wanted, in pixels of the scaled images",
         "mean": list(mean),
         "std": list(std),
-        "scale": [scale.numerator, scale.denominator],  # of the pictures before all else
+        "scale": [scale.numerator, scale.denominator],  # of the images before all else
         "geometry": config.model.geometry,
         "multiple": COARSEST,  # H and W are multiple * k + extra
         "extra": 1 if config.model.geometry == "align_corners" else 0,
@@ -181,10 +181,10 @@ def _compare(
     candidates = {"orbax": _restored(config, bundle.read_tree(folder / "orbax"))}
     for dtype in dtypes:
         model = loader.load(folder, dtype)
-        model.scale = (1, 1)  # rescaling pictures is not the model's
+        model.scale = (1, 1)  # rescaling images is not the model's
         candidates[dtype] = lambda images, model=model: model(images, logits=True)
-    pictures = [_pictures(size)[:batch] for size in sizes for batch in BATCHES]
-    wanted = [(images, reference(images)) for images in pictures]
+    tested = [_test_images(size)[:batch] for size in sizes for batch in BATCHES]
+    wanted = [(images, reference(images)) for images in tested]
     figures = {}
     for name, candidate in candidates.items():
         found = figures[name] = difference(candidate, wanted)
@@ -262,8 +262,8 @@ def _view(images: Images, config: ConfigDict) -> tuple[dict[str, np.ndarray], tu
     return {key: np.stack([view[key] for view in views]) for key in views[0]}, size
 
 
-def _pictures(size: tuple[int, int]) -> Images:
-    """As many pictures as the largest batch: coloured squares and noise, the same at every export."""
+def _test_images(size: tuple[int, int]) -> Images:
+    """As many images as the largest batch: coloured squares and noise, the same at every export."""
     rng, count = np.random.default_rng(0), max(BATCHES)
     coarse = rng.integers(0, 256, (count, -(-size[0] // 16), -(-size[1] // 16), 3))
     squares = coarse.repeat(16, 1).repeat(16, 2)[:, : size[0], : size[1]]

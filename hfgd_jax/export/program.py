@@ -28,7 +28,7 @@ Weights = Mapping[str, Any]  # arrays by their path, such as `params/backbone/co
 
 
 class Program:
-    """Inference of a run's model, in one dtype, at one scale, of whole images (spec 1, 3).
+    """Inference of a run's model, in one dtype, at one scale, of whole images.
 
     Attributes:
         abstract: shapes of all variables of the model, by name, as training has them.

@@ -1,4 +1,4 @@
-"""Pictures in, masks and overlays out: files of any kind or a data set's split, whatever predicts."""
+"""Images in, masks and overlays out: files of any kind or a data set's split, whatever predicts."""
 
 import contextlib
 import dataclasses
@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -29,14 +29,15 @@ RAW_ENDING = "_labelIds"  # of masks in raw ids, as Cityscapes names its own
 _ORIENTATION = 0x0112  # EXIF; 5 and above lie on their side
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """What predicts, such as `tiles.TiledPredictor`."""
 
     def plan(self, sizes: Sequence[Size]) -> None:
-        """Told the heights and widths of the pictures to come, as far as they are known."""
+        """Takes the heights and widths of the images to come, as far as they are known."""
 
-    def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> tuple[UInt8[np.ndarray, "h w"], int]:
-        """The mask of an RGB picture, train ids of its size, and the number of tiles it was made of."""
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> tuple[UInt8[np.ndarray, "h w"], int]:
+        """The mask of an RGB image, train ids of its size, and the number of tiles it was made of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,20 +65,20 @@ class PredictReport:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A picture to come.
+    """An image to come.
 
     Attributes:
         name: what its outputs are called, if no other has that name.
         kind: what they are called after besides, where names are alike.
-        told: what the user knows it by.
-        size: its height and width without decoding it; (1, 1) where they cannot be told.
-        read: the picture, uint8 RGB `[h, w, 3]`; raises Unreadable.
+        title: what it is called in messages.
+        size: its height and width without decoding it; (1, 1) where that is unknown.
+        read: the image, uint8 RGB `[h, w, 3]`; raises Unreadable.
         path: the file, None where it is no file of its own.
     """
 
     name: str
     kind: str
-    told: str
+    title: str
     size: Callable[[], Size]
     read: Callable[[], UInt8[np.ndarray, "h w 3"]]
     path: epath.Path | None = None
@@ -104,13 +105,13 @@ def run(
 ) -> PredictReport:
     """Predicts every image of `inputs` into `OUTPUT/masks/NAME.png` and `OUTPUT/overlays/NAME.jpg`.
 
-    A mask has its image's size (as shown: EXIF rotation is applied to files; a data set's pictures are taken
+    A mask has its image's size (as shown: EXIF rotation is applied to files; a data set's images are taken
     as they are stored) and holds the train ids as an index PNG in the data set's colours, which
-    `OUTPUT/overlays/legend.png` names. An input that cannot be read is told in a line, skipped, and counted
+    `OUTPUT/overlays/legend.png` names. An input that cannot be read is reported, skipped, and counted
     in the report. A file appears whole or not at all.
 
     Args:
-        predictor: gives the mask of a picture.
+        predictor: gives the mask of an image.
         inputs: an image; a folder, whose images are taken without its subfolders; a glob (`**` for any
             depth); or a split of a data set, labelled or not, whose records' ids are the names. In folders
             and globs a file counts as an image by its suffix.
@@ -122,7 +123,7 @@ def run(
         alpha: weight of the colours in the overlays.
         overwrite: replace outputs that are already there; inputs are never replaced.
         should_stop: asked before each image.
-        log: told a line per image.
+        log: called with a line per image.
 
     Raises:
         UserError: no image to be found at `inputs`, outputs that exist, or an output folder that cannot be
@@ -145,13 +146,13 @@ def run(
     for number, (job, image) in enumerate(_read_ahead(jobs), start=1):
         if stopped := should_stop():
             break
-        head = f"[{number}/{len(jobs)}] {escaped(job.source.told)}"
+        head = f"[{number}/{len(jobs)}] {escaped(job.source.title)}"
         try:
             if isinstance(image, Unreadable):
                 raise image
             mask, tiles = _predict_one(predictor, image)
         except Unreadable as error:
-            skipped.append(f"{job.source.told}: {error}")
+            skipped.append(f"{job.source.title}: {error}")
             log(f"{head}: skipped: {escaped(str(error))}")
             continue
         with _writing(output):
@@ -167,15 +168,15 @@ def run(
 
 
 def _write_legend(path: epath.Path, table: LabelTable, overwrite: bool) -> None:
-    picture = render.legend(table.classes, table.palette, 960)
+    image = render.legend(table.classes, table.palette, 960)
     if path.exists() and not overwrite:
         with contextlib.suppress(Unreadable):
-            if np.array_equal(read_image(path), picture):
+            if np.array_equal(read_image(path), image):
                 return
         raise UserError(
             f"{path} exists and is of other classes: choose another --output, or pass --overwrite"
         )
-    render.write_image(path, picture)
+    render.write_image(path, image)
 
 
 @contextlib.contextmanager
@@ -190,26 +191,35 @@ class Unreadable(Exception):
     """An input that is no image, or cannot be handled; the message is one line."""
 
 
+def as_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of a Pillow image as RGB, upright (see `read_image`).
+
+    Raises:
+        Unreadable: pixels are floats.
+    """
+    if image.mode == "F":
+        raise Unreadable("pixels are floats: want 8 or 16 bits")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        wide = np.clip(np.asarray(image), 0, 65_535)
+        image = Image.fromarray((wide >> 8).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
+
+
 def read_image(path: epath.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     """Reads any image as RGB, upright.
 
     EXIF rotation is applied; grey and palette images become RGB; 16-bit ones keep their high 8 bits;
     transparency is dropped (the colour beneath it counts); of animations and many-page files the first
-    picture is taken.
+    image is taken.
 
     Raises:
         Unreadable: no image, cut short, of floats, or of more pixels than `image_files.MAX_PIXELS`.
     """
     try:
         with epath.Path(path).open("rb") as file, image_files.opened(file) as image:
-            if image.mode == "F":
-                raise Unreadable("pixels are floats: want 8 or 16 bits")
             image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):
-                wide = np.clip(np.asarray(image), 0, 65_535)
-                image = Image.fromarray((wide >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
+            return as_rgb(image)
     except Unreadable:
         raise
     except (
@@ -264,21 +274,21 @@ def _file(path: epath.Path) -> Source:
     def size() -> Size:
         try:
             with path.open("rb") as file, image_files.opened(file) as image:
-                # Pillow tells a TIFF's size as it is shown.
+                # Pillow has a TIFF's size as it is shown.
                 turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
                 return (image.width, image.height) if turned else (image.height, image.width)
-        except Exception:  # read_image will say what is wrong
+        except Exception:  # read_image reports what is wrong
             return 1, 1
 
     return Source(path.stem, path.suffix[1:], str(path), size, lambda: read_image(path), path)
 
 
 def _record(split: Split, index: int) -> Source:
-    told = f"{split.dataset}/{split.split} record {index}"
+    title = f"{split.dataset}/{split.split} record {index}"
     try:
         name = storage.file_name(split.record_id(index))
     except CorruptRecordError:
-        name = f"record_{index}"  # reading it will say what is wrong
+        name = f"record_{index}"  # reading it reports what is wrong
 
     def size() -> Size:
         try:
@@ -292,7 +302,7 @@ def _record(split: Split, index: int) -> Source:
         except CorruptRecordError as error:
             raise Unreadable(str(error)) from error
 
-    return Source(name, str(index), f"{told} ({name})", size, read)
+    return Source(name, str(index), f"{title} ({name})", size, read)
 
 
 def _plan(sources: Sequence[Source], output: epath.Path, overwrite: bool, ending: str) -> list[_Job]:

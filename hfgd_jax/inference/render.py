@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int, Integer, UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from hfgd_jax.runtime.storage import write_atomically
@@ -13,13 +13,13 @@ from hfgd_jax.runtime.storage import write_atomically
 IGNORE = 255
 IGNORE_COLOR = (224, 224, 192)  # of index 255 in a mask file, VOC's "void"
 
-Palette = Sequence[Sequence[int]]
+Palette = Sequence[Sequence[int]] | np.ndarray
 
 _MARGIN, _TEXT, _PAPER, _INK = 8, 15, (255, 255, 255), (32, 32, 32)
 _PANEL_WIDTHS = (320, 960)  # panels of a comparison are scaled to lie between these
 
 
-def write_mask(path: epath.PathLike, mask: Int[np.ndarray, "h w"], palette: Palette) -> None:
+def write_mask(path: epath.PathLike, mask: Integer[np.ndarray, "h w"], palette: Palette) -> None:
     """Writes class ids as an 8-bit index PNG that viewers show in the palette's colours; 255 stays 255.
 
     Args:
@@ -51,7 +51,7 @@ def write_ids(path: epath.PathLike, ids: Integer[np.ndarray, "h w"]) -> None:
 
 
 def overlay(
-    image: UInt8[np.ndarray, "h w 3"], mask: Int[np.ndarray, "h w"], palette: Palette, alpha: float = 0.5
+    image: UInt8[np.ndarray, "h w 3"], mask: Integer[np.ndarray, "h w"], palette: Palette, alpha: float = 0.5
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Blends the classes' colours over the image; pixels of id 255 stay as they are.
 
@@ -95,9 +95,9 @@ def legend(classes: Sequence[str], palette: Palette, width: int) -> UInt8[np.nda
 
 
 def side_by_side(
-    image: UInt8[np.ndarray, "h w 3"],
-    prediction: Int[np.ndarray, "h w"],
-    label: Int[np.ndarray, "h w"] | None,
+    image: UInt8[np.ndarray, "h0 w0 3"],
+    prediction: Integer[np.ndarray, "h w"],
+    label: Integer[np.ndarray, "h w"] | None,
     palette: Palette,
     classes: Sequence[str],
     *,
@@ -105,7 +105,7 @@ def side_by_side(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Image, prediction and label next to each other, titled, above a legend of the classes in sight.
 
-    The image may be of another size than the masks (it is resized to theirs); small pictures are enlarged
+    The image may be of another size than the masks (it is resized to theirs); small images are enlarged
     and large ones reduced, so the size of the result is not the image's.
 
     Args:

@@ -1,10 +1,10 @@
-"""Sliding windows over padded pictures: pure functions of arrays, compiled once for each canvas.
+"""Sliding windows over padded images: pure functions of arrays, compiled once for each canvas.
 
 Windows lie on multiples of 32 pixels, the stride of the backbone's last feature, so that a window's features
-and logits sit where those of the whole picture sit; overlapping logits are averaged there, at the output
+and logits sit where those of the whole image sit; overlapping logits are averaged there, at the output
 stride. A convolutional model's logits, away from a window's borders by its receptive field, thus equal those
-of the whole picture. The windows of a picture depend on its own size alone, not on its canvas: they start
-every `stride` pixels, and the last one where it ends with the picture's own grid.
+of the whole image. The windows of an image depend on its own size alone, not on its canvas: they start
+every `stride` pixels, and the last one where it ends with the image's own grid.
 """
 
 import jax
@@ -17,17 +17,17 @@ Size = tuple[int, int]  # height, width
 
 
 def window_count(side: int, window: int, stride: int) -> int:
-    """Windows along a canvas side; pictures that are shorter need fewer."""
+    """Windows along a canvas side; images that are shorter need fewer."""
     return 1 + max(0, -(-(side - window) // stride))
 
 
 def window_starts(
     size: Int[Array, "b 2"], number: Int[Array, "2"], window: Size, stride: Size
 ) -> tuple[Int[Array, "b 2"], Bool[Array, " b"]]:
-    """Top left corners of each picture's window in row and column `number`, and whether there is one.
+    """Top left corners of each image's window in row and column `number`, and whether there is one.
 
     Args:
-        size: of the pictures proper.
+        size: of the images proper.
         number: row and column of the window, from 0.
         window: on-grid height and width.
         stride: multiples of 32.
@@ -46,7 +46,7 @@ def cut(
     window: Size,
     stride: Size,
 ) -> UInt8[Array, "b h w 3"]:
-    """The window in row and column `number` of each picture (see `window_starts`)."""
+    """The window in row and column `number` of each image (see `window_starts`)."""
     start, _ = window_starts(size, number, window, stride)
     return jax.vmap(lambda x, at: jax.lax.dynamic_slice(x, (at[0], at[1], 0), (*window, 3)))(images, start)
 
@@ -65,7 +65,7 @@ def add_window(
 
     Args:
         total: the sum so far, None where this is the first window.
-        logits: of the window, every `output_stride` pixels; those of pictures without one are left out.
+        logits: of the window, every `output_stride` pixels; those of images without one are left out.
         size, number, window, stride: as in `window_starts`.
         shape: H and W, of the canvas at the output stride.
         output_stride: pixels from one logit to the next.

@@ -1,8 +1,8 @@
-"""Pictures of any size in, masks out: a large one in tiles, whose size alone bounds the memory.
+"""Images of any size in, masks out: a large one in tiles, whose size alone bounds the memory.
 
-A tile is a part of the picture with a margin that its neighbours cover too; each is predicted as a picture of
+A tile is a part of the image with a margin that its neighbours cover too; each is predicted as an image of
 its own (all scales, mirror images and windows) and gives the mask up to the middle of the overlap. Nothing of
-the whole picture's size but the picture and its mask is ever held. Tiles are not averaged (reading): the
+the whole image's size but the image and its mask is ever held. Tiles are not averaged (reading): the
 margin is thrown away, which needs no logits beyond the tile. They start where every scale keeps the grid of
 the model's features, so that a convolutional model predicts, a receptive field away from a tile's border,
 what it predicts for the whole.
@@ -10,8 +10,8 @@ what it predicts for the whole.
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -22,12 +22,12 @@ from hfgd_jax.inference.views import Inference, Variables
 
 Size = tuple[int, int]  # height, width
 
-MAX_SIDE = 2048  # pixels; a picture with a longer side, as stored or as seen at scale 1, is cut into tiles
+MAX_SIDE = 2048  # pixels; an image with a longer side, as stored or as seen at scale 1, is cut into tiles
 TILE = 1024  # pixels, as seen at scale 1: a tile's side where `eval.window` names none
 
 
 class TiledMask(NamedTuple):
-    """A mask of the picture's size, uint8 train ids, and the number of tiles that it was made of."""
+    """A mask of the image's size, uint8 train ids, and the number of tiles that it was made of."""
 
     mask: UInt8[np.ndarray, "h w"]
     tiles: int
@@ -43,10 +43,10 @@ class Span(NamedTuple):
 
 
 class TiledPredictor:
-    """Masks of single pictures; `plan` first where the sizes of many are known, and few shapes compile.
+    """Masks of single images; `plan` first where the sizes of many are known, and few shapes compile.
 
     Attributes:
-        tile: height and width of a tile, at most, in the picture's own pixels: `eval.window` or `TILE` as
+        tile: height and width of a tile, at most, in the image's own pixels: `eval.window` or `TILE` as
             seen at scale 1, less what is needed for whole steps.
         max_side: a longer side is cut into tiles.
     """
@@ -73,52 +73,68 @@ class TiledPredictor:
         self._canvases: dict[Size, canvases.Canvas] = {}
 
     def plan(self, sizes: Sequence[Size]) -> None:
-        """Chooses the canvases for pictures of these heights and widths, as evaluation would."""
+        """Chooses the canvases for images of these heights and widths, as evaluation would."""
         seen = sorted({self._seen(size) for size in sizes})
         for canvas, (index,) in canvases.plan(seen, 1, self._scales, self.inference.geometry):
             self._canvases[seen[index]] = canvas
 
-    def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> TiledMask:
-        """The mask of an RGB picture as it is stored, at its own size."""
-        size = picture.shape[:2]
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> TiledMask:
+        """The mask of an RGB image as it is stored, at its own size."""
+        mask, tiles = np.empty(image.shape[:2], np.uint8), 0
+        for rows, columns, part in self._parts(image, self.inference.masks):
+            mask[rows, columns] = part
+            tiles += 1
+        return TiledMask(mask, tiles)
+
+    def probabilities(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w k"]:
+        """Softmax of the averaged logits at every pixel of an RGB image: float32, K times its size."""
+        out = None
+        for rows, columns, part in self._parts(image, self.inference.probabilities):
+            if out is None:
+                out = np.empty((*image.shape[:2], part.shape[-1]), np.float32)
+            out[rows, columns] = part
+        return out
+
+    def _parts(
+        self, image: np.ndarray, function: Callable[..., Any]
+    ) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Rows, columns and what `function` (of `inference`) gives for them, tile by tile."""
+        size = image.shape[:2]
         seen = self._seen(size)
         if seen not in self._canvases:
             self.plan([size])
         canvas = self._canvases[seen]
         if not self._is_large(size):
-            return TiledMask(self._mask(picture, canvas), 1)
-        mask = np.empty(size, np.uint8)
+            yield slice(None), slice(None), self._apply(function, image, canvas)
+            return
         rows, columns = (
             spans(side, tile, self._step, self.inference.overlap)
             for side, tile in zip(size, self.tile, strict=True)
         )
-        for y in rows:
-            for x in columns:
-                part = self._mask(picture[y.start : y.stop, x.start : x.stop], canvas)
-                inner = part[y.first - y.start : y.last - y.start, x.first - x.start : x.last - x.start]
-                mask[y.first : y.last, x.first : x.last] = inner
-        return TiledMask(mask, len(rows) * len(columns))
+        for y, x in itertools.product(rows, columns):
+            part = self._apply(function, image[y.start : y.stop, x.start : x.stop], canvas)
+            inner = part[y.first - y.start : y.last - y.start, x.first - x.start : x.last - x.start]
+            yield slice(y.first, y.last), slice(x.first, x.last), inner
 
     def _is_large(self, size: Size) -> bool:
         return max(size) * max(1.0, self.inference.input_scale) > self.max_side
 
     def _seen(self, size: Size) -> Size:
-        """What the model sees at once of a picture, in the picture's pixels."""
+        """What the model sees at once of an image, in the image's pixels."""
         if not self._is_large(size):
             return size
         height, width = (tile_side(*sides, self._step) for sides in zip(size, self.tile, strict=True))
         return height, width
 
-    def _mask(self, picture: np.ndarray, canvas: canvases.Canvas) -> np.ndarray:
-        views = pipeline.views(picture, self.inference.scales, canvas, self._mean_pixel)
+    def _apply(self, function: Callable[..., Any], image: np.ndarray, canvas: canvases.Canvas) -> np.ndarray:
+        views = pipeline.views(image, self.inference.scales, canvas, self._mean_pixel)
         views = [{key: value[None] for key, value in view.items()} for view in views]
-        size = np.array([picture.shape[:2]], np.int32)
-        mask = self.inference.masks(self._variables, views, size, canvas.label)
-        return np.asarray(mask)[0, : size[0, 0], : size[0, 1]]
+        size = np.array([image.shape[:2]], np.int32)
+        return np.asarray(function(self._variables, views, size, canvas.label))[0, : size[0, 0], : size[0, 1]]
 
 
 def tile_side(length: int, tile: int, step: int) -> int:
-    """What a tile sees along an axis: the largest side up to `tile` that leaves whole steps of the picture.
+    """What a tile sees along an axis: the largest side up to `tile` that leaves whole steps of the image.
 
     Tiles then start whole steps from either end, and keep the grid of a mirror image as well.
     """
@@ -129,7 +145,7 @@ def spans(length: int, tile: int, step: int, overlap: float) -> list[Span]:
     """The tiles along one axis, which together give each pixel once; all of one size (see `tile_side`).
 
     Args:
-        length: of the picture.
+        length: of the image.
         tile: of a tile, at most.
         step: tiles start on its multiples.
         overlap: the share of a tile, at least, that the next one covers too; each gives half of it.

@@ -1,6 +1,6 @@
-"""What turns pictures into logits and masks: scales, mirror images and sliding windows (spec 3).
+"""What turns images into logits and masks: scales, mirror images and sliding windows.
 
-A *view* of a picture is one scale of it, as it is or mirrored. The model gives each view's logits at its
+A *view* of an image is one scale of it, as it is or mirrored. The model gives each view's logits at its
 output stride, of the whole or by windows; they are sampled at the label's own pixels and averaged there, in
 float32. Evaluation and prediction both come through here.
 """
@@ -103,12 +103,12 @@ def mirror(images: UInt8[Array, "b H W 3"], size: Int[Array, "b 2"]) -> UInt8[Ar
 class Inference:
     """A model's logits and masks as `config.eval` wants them: of `eval.branch`, at its own output stride.
 
-    `eval.window` is enlarged to the model's grid, and cut down to the canvas where that is smaller: a picture
+    `eval.window` is enlarged to the model's grid, and cut down to the canvas where that is smaller: an image
     smaller than a window is padded as it would be without windows. Its stride is `1 - eval.window_overlap`
     of the window, on multiples of 32, at least 32.
 
     Attributes:
-        scales: of the pictures, `data.input_scale` times each of `eval.scales`.
+        scales: of the images, `data.input_scale` times each of `eval.scales`.
         input_scale: `data.input_scale`.
         geometry: of the model's grid.
         window: `eval.window`, or None where the whole is seen at once.
@@ -147,12 +147,17 @@ class Inference:
         self._mirror = jax.jit(mirror)
         self._add = jax.jit(add, donate_argnums=0, static_argnums=(5, 6))
         self._argmax = jax.jit(lambda logits: jnp.argmax(logits, -1).astype(jnp.uint8))
+        self._softmax = jax.jit(jax.nn.softmax, donate_argnums=0)
         self._cut = jax.jit(sliding.cut, static_argnums=(3, 4))
         self._place = jax.jit(sliding.add_window, donate_argnums=0, static_argnums=(4, 5, 6, 7))
         self._average = jax.jit(sliding.average, donate_argnums=0, static_argnums=(2, 3, 4, 5, 6))
 
     def logits(
-        self, variables: Variables, views: Sequence[View], label_size: Int[Array, "b 2"], canvas: Size
+        self,
+        variables: Variables,
+        views: Sequence[View],
+        label_size: Int[np.ndarray | Array, "b 2"],
+        canvas: Size,
     ) -> Float32[Array, "b height width k"]:
         """The average of all views' logits, at the label's own pixels.
 
@@ -161,7 +166,7 @@ class Inference:
         Args:
             variables: `params` and `batch_stats`.
             views: for each of `scales` the `image`, uint8 RGB padded at the bottom and right to an on-grid
-                canvas, and `image_size`, int32 `[b, 2]`, height and width of the picture proper. Mirror
+                canvas, and `image_size`, int32 `[b, 2]`, height and width of the image proper. Mirror
                 images are made here.
             label_size: height and width of the label proper within `canvas`.
             canvas: height and width of the result; what lies beyond `label_size` has no meaning.
@@ -174,10 +179,24 @@ class Inference:
         return total
 
     def masks(
-        self, variables: Variables, views: Sequence[View], label_size: Int[Array, "b 2"], canvas: Size
+        self,
+        variables: Variables,
+        views: Sequence[View],
+        label_size: Int[np.ndarray | Array, "b 2"],
+        canvas: Size,
     ) -> UInt8[Array, "b height width"]:
         """Train ids, the classes with the largest logits (see `logits`)."""
         return self._argmax(self.logits(variables, views, label_size, canvas))
+
+    def probabilities(
+        self,
+        variables: Variables,
+        views: Sequence[View],
+        label_size: Int[np.ndarray | Array, "b 2"],
+        canvas: Size,
+    ) -> Float32[Array, "b height width k"]:
+        """The softmax over classes of the averaged logits (see `logits`)."""
+        return self._softmax(self.logits(variables, views, label_size, canvas))
 
     def _maps(self, variables: Variables, images: Any, size: Any) -> Float32[Array, "b h w k"]:
         """Logits at the output stride of the canvas, of the whole or averaged over windows."""

@@ -13,10 +13,10 @@ def hardest(
     """The weights of the pixels with the largest losses, cut to `share` of their sum; the others' are 0.
 
     Shrivastava et al. 2016, for pixels. Readings: a share of the batch, not a threshold on the probability
-    with a least number of pixels beside it, so that as much is learnt from at the end of a run as at its
-    start and nothing is left to be tuned to the size of a crop; hard is what the loss says before class
-    weights, and a pixel of weight 2 fills the share as two pixels do. The pixels that just reach the
-    threshold count in part, all alike: the kept weights sum to the share exactly, whatever ties there are.
+    with a minimum number of pixels, so that the number of pixels learnt from stays the same throughout a run
+    and does not depend on the size of a crop; the order is by the loss before class weights, and a pixel of
+    weight 2 fills the share as two pixels do. Pixels exactly at the threshold all get the same part of their
+    weight: the kept weights sum to the share exactly, also where losses are equal.
 
     The threshold is exact: it is found bit by bit (floats that are not negative are ordered as their bits
     are), in 32 sums and without a sort; under jit of a sharded batch the sums are of all devices. There is
@@ -31,7 +31,7 @@ def hardest(
     wanted = share * jnp.sum(weights)
 
     def narrow(i: Array, threshold: Array) -> Array:
-        """Sets the next bit, where what is wanted is still kept with it."""
+        """Sets the next bit where enough weight is still kept with it."""
         tried = threshold | (jnp.uint32(1) << (_BITS - 1 - i).astype(jnp.uint32))
         kept = jnp.sum(jnp.where(order >= tried, weights, 0.0))
         return jnp.where(kept >= wanted, tried, threshold)

@@ -1,4 +1,4 @@
-"""What the losses at the pixels share: logits at the labels' size, and how much each pixel counts."""
+"""What the pixel losses share: logits at the size of the labels, and the weight of each pixel."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from hfgd_jax.geometry import Geometry, to_pixels
+from hfgd_jax.geometry import IGNORE, Geometry, to_pixels
 
 
 class Pixels(NamedTuple):
@@ -15,84 +15,76 @@ class Pixels(NamedTuple):
 
     Attributes:
         logits: float32.
-        own: whether a class is the pixel's label; none is where the pixel is ignored.
+        one_hot: whether a class is the pixel's label; False for every class where the pixel is ignored.
         valid: whether the pixel has a label.
     """
 
     logits: Float[Array, "b H W k"]
-    own: Bool[Array, "b H W k"]
+    one_hot: Bool[Array, "b H W k"]
     valid: Bool[Array, "b H W"]
 
 
 def at_pixels(
-    logits: Float[Array, "b h w k"],
-    labels: Integer[Array, "b H W"],
-    *,
-    geometry: Geometry,
-    ignore_label: int = 255,
+    logits: Float[Array, "b h w k"], labels: Integer[Array, "b H W"], *, geometry: Geometry
 ) -> Pixels:
-    """Logits of the padded grid at any output stride, resized to the pixels; labels beside them.
+    """Resizes logits of the padded grid, at any output stride, to the pixels of the labels.
 
     Args:
         logits: of any float dtype.
-        labels: class ids in [0, k), or `ignore_label`; any integer dtype; of the images' own size.
+        labels: class ids in [0, k), or `IGNORE`; any integer dtype; of the images' own size.
         geometry: of the grid.
-        ignore_label: the label of a pixel that does not count.
     """
     logits = to_pixels(logits.astype(jnp.float32), labels.shape[1:3], geometry=geometry)
-    own = own_class(labels, logits.shape[-1], ignore_label)
-    return Pixels(logits, own, labels != ignore_label)
+    return Pixels(logits, one_hot(labels, logits.shape[-1]), labels != IGNORE)
 
 
-def own_class(
-    labels: Integer[Array, "b h w"], num_classes: int, ignore_label: int
-) -> Bool[Array, "b h w num_classes"]:
-    """Whether a class is the pixel's label; an ignored pixel is of no class.
+def one_hot(labels: Integer[Array, "b h w"], num_classes: int) -> Bool[Array, "b h w num_classes"]:
+    """Whether a class is the pixel's label; False for every class where the pixel is ignored.
 
-    A comparison with every class, not a gather: the gradient of a gather is a scatter.
+    The losses take sums with it where they could index by label: the gradient of a gather is a slow scatter.
+
+    Args:
+        labels: class ids, or `IGNORE`; any integer dtype.
+        num_classes: at most `IGNORE`.
     """
-    own = labels.astype(jnp.int32)[..., None] == jnp.arange(num_classes)
-    return own & (labels != ignore_label)[..., None]
+    return labels.astype(jnp.int32)[..., None] == jnp.arange(num_classes)
 
 
-def surprise(pixels: Pixels) -> Float[Array, "b H W"]:
-    """-log softmax at the label; means nothing at an ignored pixel."""
-    own = jnp.sum(jnp.where(pixels.own, pixels.logits, 0.0), axis=-1)
-    return jax.nn.logsumexp(pixels.logits, axis=-1) - own
+def pixel_cross_entropy(pixels: Pixels) -> Float[Array, "b H W"]:
+    """-log softmax at the label; undefined where the pixel is ignored."""
+    of_label = jnp.sum(jnp.where(pixels.one_hot, pixels.logits, 0.0), axis=-1)
+    return jax.nn.logsumexp(pixels.logits, axis=-1) - of_label
 
 
 def pixel_weights(pixels: Pixels, class_weights: Sequence[float] = ()) -> Float[Array, "b H W"]:
-    """How much each pixel counts: its class's weight (1 where there are none), 0 where ignored."""
+    """The weight of each pixel: its class's, or 1 without class weights; 0 where ignored. Float32."""
     if not len(class_weights):
         return pixels.valid.astype(jnp.float32)
-    return _own_weight(pixels.own, class_weights)
+    return _weight_of_label(pixels.one_hot, class_weights)
 
 
-def count_pixels(
-    labels: Integer[Array, "b H W"], class_weights: Sequence[float] = (), *, ignore_label: int = 255
-) -> Float[Array, ""]:
-    """The number of labelled pixels or, with class weights, the sum of theirs; float32.
+def count_pixels(labels: Integer[Array, "b H W"], class_weights: Sequence[float] = ()) -> Float[Array, ""]:
+    """The number of labelled pixels or, with class weights, the sum of their weights; float32.
 
-    It is what the cross-entropies are divided by. Under jit of a sharded batch it is of all devices.
+    The cross-entropies are divided by it. Under jit of a sharded batch it is that of all devices.
 
     Args:
-        labels: class ids in [0, k), or `ignore_label`; any integer dtype.
+        labels: class ids in [0, k), or `IGNORE`; any integer dtype.
         class_weights: k weights, or none.
-        ignore_label: the label of a pixel that does not count.
     """
     if not len(class_weights):
-        return jnp.sum(labels != ignore_label).astype(jnp.float32)
-    return jnp.sum(_own_weight(own_class(labels, len(class_weights), ignore_label), class_weights))
+        return jnp.sum(labels != IGNORE).astype(jnp.float32)
+    return jnp.sum(_weight_of_label(one_hot(labels, len(class_weights)), class_weights))
 
 
 def mean_of_valid(
     losses: Float[Array, "b H W"], weights: Float[Array, "b H W"], divisor: Float[Array, ""] | float
 ) -> Float[Array, ""]:
-    """Weighted sum of the losses over `divisor`; 0 where that is 0. What has no weight may hold anything."""
+    """Weighted sum of the losses over `divisor`; 0 where that is 0. Losses of weight 0 may even be NaN."""
     divisor = jnp.asarray(divisor, jnp.float32)
     total = jnp.sum(jnp.where(weights > 0, weights * losses, 0.0))
     return total / jnp.where(divisor > 0, divisor, 1.0)
 
 
-def _own_weight(own: Bool[Array, "b H W k"], class_weights: Sequence[float]) -> Float[Array, "b H W"]:
-    return jnp.sum(jnp.where(own, jnp.asarray(class_weights, jnp.float32), 0.0), axis=-1)
+def _weight_of_label(labels: Bool[Array, "b H W k"], class_weights: Sequence[float]) -> Float[Array, "b H W"]:
+    return jnp.sum(jnp.where(labels, jnp.asarray(class_weights, jnp.float32), 0.0), axis=-1)

@@ -1,4 +1,4 @@
-"""Attention over positions: along the axes (spec 1.2) and over all of them (spec 1.4).
+"""Attention along the axes (paper, Sec. 3.1) and over all positions (in the encoders of paper, Sec. 3.2).
 
 Query and key may start with the same kernel, as in the public code (docs/readings.md).
 """
@@ -18,8 +18,8 @@ class AxialAttention(nn.Module):
     """Attention along height, then along width, each with a residual; then one 1x1 convolution and norm.
 
     Each axis has its own 1x1 query, key and value projections and scaled dot products. The softmax is
-    float32. In training an axis' attention map is computed again in the backward pass, so that
-    never more than one is in memory.
+    float32. In training an axis' attention map is computed again in the backward pass, so that only one is
+    in memory at a time.
 
     Attributes:
         channels: of the input, the projections and the output.

@@ -19,9 +19,9 @@ def convolve(
 ) -> Float[Array, "b H W d"]:
     """A convolution with symmetric padding.
 
-    On a CPU its kernel's gradient is summed over small groups of images: XLA's convolution for it slows down
-    two- to fourfold once the positions it sums over outgrow the cache. On several (tests, pods on one
-    machine) it is not: each has few images, and groups would be cut across their borders.
+    On a single CPU device its kernel's gradient is summed over small groups of images: XLA's convolution for
+    it is two to four times slower once the positions it sums over exceed the cache. On several devices
+    (tests, pods on one machine) it is not: each has few images, and groups would cross device borders.
     """
     pad = (kernel.shape[0] // 2) * dilation
     return lax.conv_general_dilated(

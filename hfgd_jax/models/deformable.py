@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from hfgd_jax.models.layers import Conv
 
-# What the published code draws a deformable kernel from: uniform within 1 / sqrt(fan_in).
+# The published code's initialisation of a deformable kernel: uniform within 1 / sqrt(fan_in).
 deformable_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -32,7 +32,7 @@ def deformable_convolve(
 ) -> Float[Array, "b H W d"]:
     """The sum over the taps of `mask * x(position + offset) @ kernel[tap]`, with symmetric padding.
 
-    x is sampled bilinearly; each of the four corners of a cell that lies outside of x is zero. Zero offsets
+    x is sampled bilinearly; of the four corners of a cell, those outside of x are zero. Zero offsets
     and masks of one give the plain convolution. Positions, interpolation weights, sums over corners and taps
     and x's gradient are float32 (at least); each tap's product is in x's dtype. Differentiable in all four
     arrays; where a position is a whole number, the offset's derivative is the one from above, as in
@@ -52,7 +52,7 @@ def deformable_convolve(
         `H = (h - 1) // stride + 1`, W likewise; x's dtype.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: shapes that do not match.
     """
     (b, h, w, c), (size, _, _, d), groups = x.shape, kernel.shape, offsets.shape[3]
     height, width = ((side - 1) // stride + 1 for side in (h, w))
@@ -118,7 +118,7 @@ def _sample(
 
 
 class DeformableConv(nn.Module):
-    """A 3x3 `deformable_convolve` whose offsets and masks a 3x3 convolution reads off another feature.
+    """A 3x3 `deformable_convolve` whose offsets and masks a 3x3 convolution computes from another feature.
 
     That convolution starts at zero: the offsets are then zero and the masks, sigmoids, one half. Both
     convolutions have a bias, as published.

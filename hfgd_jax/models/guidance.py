@@ -1,4 +1,4 @@
-"""Class tokens: the 1x1 classifier that the guide branch trains and the upsampler borrows (spec 1, 1.1)."""
+"""Class tokens: the classifier that the guide branch trains and the upsampler borrows (paper, Sec. 3.1)."""
 
 from typing import NamedTuple
 
@@ -17,11 +17,10 @@ class Tokens(NamedTuple):
 
 
 class ClassTokens(nn.Module):
-    """Holds the tokens; `classify` uses them. Who may train them is the segmenter's decision.
+    """Holds the tokens, which `classify` takes. Which losses train them is decided in `segmenter.py`.
 
-    They start Glorot-uniform, as the public code's: nearly orthogonal, and so apart. Drawn close together
-    (such as from N(0, 0.01)) they grow out of one point, and rare classes stay inside the others' hull
-    (docs/readings.md).
+    They start Glorot-uniform, as in the public code: nearly orthogonal. Drawn close together (such as from
+    N(0, 0.01)) they stay similar, and no feature scores a rare class highest (docs/readings.md).
 
     Attributes:
         channels: of the features to classify.

@@ -89,9 +89,9 @@ class DepthwiseConv(nn.Module):
 class PatchConv(nn.Module):
     """A convolution of size k at stride k, or at stride 1 where the stride was dilated away; with a bias.
 
-    At stride k it sees whole patches: what is left over at the bottom and right is not looked at. At stride 1
-    it is padded with zeros to keep the size, after rather than before where their number is odd. Either way
-    it is one matrix product over the patches.
+    At stride k it sees whole patches: what is left over at the bottom and right is not used. At stride 1
+    the input is padded with zeros to keep the size, with one more after than before where their number is
+    odd. Either way it is one matrix product over the patches.
 
     Attributes:
         features: output channels.
@@ -133,7 +133,7 @@ class PatchConv(nn.Module):
 
 
 class BatchNorm(NamedTuple):
-    """How a part of the model normalises: `decay` of the running statistics, and `epsilon`.
+    """Settings of batch normalisation: `decay` of the running statistics, and `epsilon`.
 
     The decoder's epsilon is the paper's setting; a backbone has its source's.
     """
@@ -179,9 +179,9 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
 def average_pool(x: Float[Array, "b h w c"], stride: int) -> Float[Array, "b H W c"]:
     """2x2 mean.
 
-    At stride 2 a window that hangs over the edge is the mean of what is inside (torch's `ceil_mode` without
-    `count_include_pad`). At stride 1 the size stays, and windows at the bottom and right count zeros in
-    (what timm does where the stride was dilated away).
+    At stride 2 a window that exceeds the edge is the mean of what is inside (torch's `ceil_mode` without
+    `count_include_pad`). At stride 1 the size stays, and windows at the bottom and right include zeros (as
+    in timm where the stride was dilated away).
     """
     for axis in (1, 2):
         size = x.shape[axis]

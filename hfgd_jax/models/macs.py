@@ -1,4 +1,7 @@
-"""Counts the multiply-accumulates of a traced function: its convolutions and matrix products (spec 1.7)."""
+"""Counts the multiply-accumulates of a traced function: its convolutions and matrix products.
+
+The paper's Table 9 calls these "GFLOPs".
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,7 +10,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-# What runs its inner function once.
+# Primitives that run their inner function once.
 _ONCE = frozenset(
     {
         "jit",
@@ -29,7 +32,7 @@ def count(function: Callable, *args: Any) -> dict[str, int]:
 
     A convolution counts as dense: padded positions count, the holes of a dilated kernel do not. Bias,
     normalisation, softmax and other element-wise work does not count. A loop of fixed length counts each
-    turn; of a conditional the dearest branch counts.
+    turn; of a conditional the most expensive branch counts.
 
     Args:
         function: anything that `jax.make_jaxpr` can trace.
@@ -40,7 +43,7 @@ def count(function: Callable, *args: Any) -> dict[str, int]:
         such as `Segmenter/backbone/conv1`.
 
     Raises:
-        ValueError: the function holds matrix products whose number the trace does not tell, as in a loop
+        ValueError: the function holds matrix products whose number is unknown when tracing, as in a loop
             that runs until a condition holds.
     """
     totals: dict[str, int] = {}
@@ -50,7 +53,7 @@ def count(function: Callable, *args: Any) -> dict[str, int]:
 
 
 def by_part(counts: Mapping[str, int], parts: Sequence[str]) -> dict[str, int]:
-    """Adds the counts up by the outermost of `parts` in each scope; what is in none is `other`, if any."""
+    """Sums the counts by the outermost of `parts` in each scope; the rest, if any, is `other`."""
     totals = dict.fromkeys(parts, 0)
     for scope, macs in counts.items():
         part = next((step for step in scope.split("/") if step in totals), "other")

@@ -1,4 +1,4 @@
-"""The auxiliary FCN of the paper's Sec. 5.1: what can be read off the backbone's last feature."""
+"""The auxiliary FCN of the paper's Sec. 5.1, which measures how good the backbone's last feature is."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Backbone, context encoder, upsampler and class tokens put together, with every stop-gradient (spec 1).
+"""The whole model from its parts, with every stop-gradient (paper, Sec. 3, Fig. 2).
 
 ```
 image -> backbone -> {f4, f8, f16, f32};  f32 -> context -> high -> tokens -> guide_logits     the teacher
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, UInt8
@@ -23,7 +24,7 @@ Branch = Literal["prediction", "guide", "probe"]
 
 @struct.dataclass
 class Outputs:
-    """What a segmenter gives; maps of the padded grid, all float32.
+    """The result of a segmenter: maps of the padded grid, all float32.
 
     Attributes:
         logits: the prediction, at the output stride.
@@ -44,9 +45,9 @@ class Outputs:
 class Segmenter(nn.Module):
     """The whole model. Parameter groups carry the names of the parts below.
 
-    What the upsampler reads as level 32 (reading, which gives the MACs of spec 1.7): the context encoder's
-    `high`, or the backbone's own f32 where there is no context encoder, that is where the encoding is
-    `identity`, an upsampler follows and no guide branch needs a `high` to train the tokens on.
+    The upsampler reads as level 32 the context encoder's `high`, or the backbone's own f32 where there is no
+    context encoder, that is where the encoding is `identity`, an upsampler follows and no guide branch needs
+    a `high` to train the tokens on (reading: this gives the multiply-accumulates of the paper's Table 9).
 
     Attributes:
         backbone: normalised images to the pyramid.
@@ -57,17 +58,18 @@ class Segmenter(nn.Module):
         probe: the auxiliary FCN on f32, with its own head and classifier (reading: it measures the
             backbone's own feature, whatever the context); None for none.
         share_tokens: guidance: the guide branch trains the tokens, the upsampler borrows them.
-        freeze_tokens: the upsampler's loss stops at borrowed tokens (False: paper, Sec. 5.2, 48.50).
+        freeze_tokens: the upsampler's loss stops at borrowed tokens (paper, Sec. 5.2, has 48.50 mIOU
+            without any stop-gradient).
         protect: the upsampler's loss stops at the pyramid.
         residual: the student's feature is the high-level one, resized, and what the upsampler adds to it
             (not of the paper, docs/readings.md).
         probe_stop_gradient: the probe's loss stops at the backbone.
         freeze_backbone: in training, the backbone runs as at inference (running statistics, no stochastic
-            depth) and every loss stops at its features, so that nothing of it is differentiated.
+            depth) and every loss stops at its features, so that no part of it is differentiated.
         geometry: of the grid that images are padded to.
         mean, std: of RGB 0-255, as the backbone's weights expect.
-        constrain: in training, what says to the compiler where the decoder's features are to lie; None
-            leaves that to it.
+        constrain: in training, sets the sharding of the decoder's features (such as
+            `jax.lax.with_sharding_constraint`); None leaves it to the compiler.
     """
 
     backbone: nn.Module
@@ -89,17 +91,17 @@ class Segmenter(nn.Module):
 
     def __call__(
         self,
-        images: UInt8[Array, "b H W 3"] | Float[Array, "b H W 3"],
+        images: UInt8[np.ndarray | Array, "b H W 3"] | Float[np.ndarray | Array, "b H W 3"],
         train: bool,
         branch: Branch = "prediction",
     ) -> Outputs:
         """Args:
         images: RGB 0-255 of any size; padded to the grid with the mean pixel.
-        train: batch statistics from the batch (`mutable=["batch_stats"]`), and the guide branch, probe
-            and CAR features computed. Without it, only `logits` are.
-        branch: whose logits `logits` are at inference: the prediction's, the guide branch's or the
-            probe's, which are at the stride of the backbone's last feature. Under jit the others cost
-            nothing.
+        train: normalises with the batch's statistics (`mutable=["batch_stats"]`) and computes the guide
+            branch, the probe and the CAR features; without it, only `logits` are computed.
+        branch: which logits are computed at inference: those of the prediction, or of the guide branch
+            or the probe, which are at the stride of the backbone's last feature. Under jit the other
+            branches cost nothing.
         """
         pyramid = dict(self.backbone(self._on_grid(images), train and not self.freeze_backbone))
         if self.freeze_backbone:
@@ -109,7 +111,7 @@ class Segmenter(nn.Module):
             high, car_features, region_logits = self.context(f32, train)
             pyramid[32] = high
 
-        constrain = self.constrain if train and self.constrain and not self.is_initializing() else _as_it_is
+        constrain = self.constrain if train and self.constrain and not self.is_initializing() else _identity
         pyramid = {level: constrain(feature) for level, feature in pyramid.items()}
         seen = stop_gradient(pyramid) if self.protect else pyramid
         low = constrain(self.upsampler(seen, train))
@@ -143,5 +145,5 @@ class Segmenter(nn.Module):
         return pad_to(x, grid_size(x.shape[1:3], self.geometry), 0.0)
 
 
-def _as_it_is(x: Array) -> Array:
+def _identity(x: Array) -> Array:
     return x

@@ -1,7 +1,7 @@
 """One checkpoint as it lies in its folder: sealed when it is written, checked whenever it is read.
 
 `meta` lists each array's shape, type and checksum, and carries a digest of itself. Reading needs no
-barrier: each process reads what its devices hold, then all agree on what came of it, so that one that
+barrier: each process reads what its devices hold, then all exchange whether it worked, so that one that
 cannot read never leaves the others waiting.
 """
 
@@ -11,15 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 from hfgd_jax.errors import UserError
 from hfgd_jax.runs.checksums import checksums
-from hfgd_jax.runtime import sharding
+from hfgd_jax.runtime import collectives, sharding
 
 Tree = Any  # a pytree of arrays
 _CHECKSUM = "fingerprint"  # what a checksum is called in `meta`, since the first version
@@ -82,7 +80,7 @@ def read(folder: epath.Path, wanted: Mapping[str, Tree]) -> dict[str, Tree]:
         items = {name: _restore(folder, name, tree) for name, tree in wanted.items()}
     except UserError as error:
         problem = error
-    _agree(folder, problem)
+    _raise_on_all(folder, problem)
     wrong = [
         f"{item}/{name}"
         for item, tree in items.items()
@@ -93,7 +91,7 @@ def read(folder: epath.Path, wanted: Mapping[str, Tree]) -> dict[str, Tree]:
         problem = DamagedError(
             f"checkpoint {folder} is damaged: not what was saved (checksums differ): {_listed(wrong)}"
         )
-    _agree(folder, problem)
+    _raise_on_all(folder, problem)
     return items
 
 
@@ -137,19 +135,17 @@ def _compare(folder: epath.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
         )
 
 
-def _agree(folder: epath.Path, problem: UserError | None) -> None:
+def _raise_on_all(folder: epath.Path, problem: UserError | None) -> None:
     """Raises the same kind of error on every process where one of them has a problem."""
     kind = 0 if problem is None else 1 if isinstance(problem, DamagedError) else 2
-    kinds = np.array([kind])
-    if jax.process_count() > 1:
-        kinds = multihost_utils.process_allgather(np.int32(kind))
-    worst = kinds.max()
+    kinds = collectives.all_gather(kind)
+    worst = max(kinds)
     if problem is not None and kind == worst:
         raise problem
     if worst:
         what = "cannot read it" if worst == 1 else "wants another model"
         kind_of_all = DamagedError if worst == 1 else UserError
-        raise kind_of_all(f"checkpoint {folder}: process {int(kinds.argmax())} {what}")
+        raise kind_of_all(f"checkpoint {folder}: process {kinds.index(worst)} {what}")
 
 
 def _kinds(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -16,21 +16,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from hfgd_jax import config as configuration
 from hfgd_jax.data.labels import LabelTable
-from hfgd_jax.errors import StuckError, UserError, warn
+from hfgd_jax.errors import UserError, warn
 from hfgd_jax.runs import checkpoint_files
 from hfgd_jax.runs.checkpoint_files import DamagedError, Tree
-from hfgd_jax.runtime import storage
+from hfgd_jax.runtime import collectives, storage
+from hfgd_jax.runtime.stall import NO_LIMIT, StallLimit
 
 _FOLDERS = ("checkpoints", "best")
-_LOOK = 0.01  # seconds between two looks at a save that is waited for
+_LONGEST_SAVE = 86_400  # seconds after which orbax gives up where there is no stall limit
 
 
 @dataclasses.dataclass
@@ -44,16 +43,16 @@ class _Save:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. `read_only` never writes, creates, moves or tidies.
+    """The checkpoints of one run directory. `read_only` never writes, creates, moves or tidies.
 
     Args:
         workdir: of the run.
         keep: how many of the latest stay.
-        timeout: seconds that a save may take.
+        stall: limits what a save takes.
         read_only: for everything but training.
 
     Raises:
-        UserError: the workdir cannot be written to.
+        UserError: the run directory cannot be written to.
     """
 
     def __init__(
@@ -61,13 +60,13 @@ class Checkpoints:
         workdir: str | epath.Path,
         *,
         keep: int = 1,
-        timeout: float = 1800.0,
+        stall: StallLimit = NO_LIMIT,
         read_only: bool = False,
     ):
         self.workdir = storage.absolute(epath.Path(workdir).expanduser())  # orbax wants it absolute
-        self.timeout = timeout
+        self._stall = stall
         self._saves: dict[str, _Save] = {}  # the last one of each folder
-        self._done: list[_Save] = []  # and not told of yet
+        self._done: list[_Save] = []  # and not reported yet
         self._best_mean_iou: float | None = None
         self._managers = {} if read_only else {"checkpoints": self._manager("checkpoints", keep)}
         if not read_only:
@@ -80,7 +79,7 @@ class Checkpoints:
             # Saves of both folders may be under way at once: each has barriers of its own.
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder),
             async_options=ocp.options.AsyncOptions(
-                timeout_secs=max(1, math.ceil(self.timeout)),
+                timeout_secs=math.ceil(2 * self._stall.seconds) or _LONGEST_SAVE,  # the stall limit is first
                 post_finalization_callback=lambda: self._committed(folder),
             ),
         )
@@ -123,7 +122,7 @@ class Checkpoints:
         """Starts writing a checkpoint; returns before it is on disk. A step already saved is left alone.
 
         Raises:
-            UserError: this or an earlier save failed or took too long; the earlier checkpoints are whole.
+            UserError: this or an earlier save failed; the earlier checkpoints are whole.
         """
         self._write("checkpoints", step, {"model": model, "training": training}, meta)
 
@@ -142,11 +141,15 @@ class Checkpoints:
                 "back, or start again in another"
             )
         with self._reporting(step):
-            self._settle(folder)
+            manager.wait_until_finished()
+            whole = self._steps("checkpoints")
+            what = f"the save of step {step} to {self.workdir} took longer; checkpoints still whole: {whole}"
             args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-            args["meta"] = ocp.args.JsonSave(checkpoint_files.seal(meta, items))
+            args["meta"] = ocp.args.JsonSave(checkpoint_files.seal(meta, items))  # compiles at the first save
             save = self._saves[folder] = _Save(step, start)
-            manager.save(step, args=ocp.args.Composite(**args), force=True)
+            with self._stall.limit(what):
+                manager.save(step, args=ocp.args.Composite(**args), force=True)
+            self._stall.watch(what, lambda: not manager.is_saving_in_progress())
             save.blocked = time.perf_counter() - start
 
     def _committed(self, folder: str) -> None:
@@ -156,17 +159,12 @@ class Checkpoints:
             self._done.append(save)
 
     def finished(self) -> list[dict[str, float]]:
-        """What is to be told of those saves of `save` that have ended since the last call.
+        """What to record of those saves of `save` that have ended since the last call.
 
         Returns:
             Of each: `saved_step`; `save_seconds` that the loop stood still for it; `save_total_seconds` until
             it was on disk. On process 0; the others know of no end.
-
-        Raises:
-            StuckError: a save has been going on for longer than the timeout.
         """
-        for folder in self._saves:
-            self._check_time(folder)
         done = [save for save in self._done if save.blocked is not None]
         for save in done:
             self._done.remove(save)  # in place: the background adds to it
@@ -181,9 +179,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises UserError where it could not be written."""
-        for folder in self._managers:
+        for manager in self._managers.values():
             with self._reporting(None):
-                self._settle(folder)
+                manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for what is under way (its errors too) and lets go of the folders."""
@@ -191,36 +189,13 @@ class Checkpoints:
         for manager in self._managers.values():
             manager.close()
 
-    def _settle(self, folder: str) -> None:
-        """Waits for the save under way in a folder, no longer than its timeout; raises what it died of."""
-        manager = self._managers[folder]
-        while manager.is_saving_in_progress():
-            self._check_time(folder)
-            time.sleep(_LOOK)
-        manager.wait_until_finished()
-
-    def _check_time(self, folder: str) -> None:
-        save = self._saves[folder]
-        late = time.perf_counter() - save.start > self.timeout
-        if late and self._managers[folder].is_saving_in_progress():
-            raise StuckError(self._too_long(save.step))
-
-    def _too_long(self, step: int | None) -> str:
-        return (
-            f"config.checkpoint.timeout={self.timeout:g}: the save of step {step} to {self.workdir} took "
-            f"longer; checkpoints that are whole: {[s for s in self._steps('checkpoints') if s != step]}. "
-            "See to the storage, or allow more seconds, and run the same command again"
-        )
-
     @contextlib.contextmanager
     def _reporting(self, step: int | None) -> Iterator[None]:
-        """Turns whatever a save died of into one line that says what is left."""
+        """Turns an error of a save into one line that names the checkpoints that are whole."""
         try:
             yield
         except UserError:
             raise
-        except TimeoutError as error:
-            raise UserError(self._too_long(step)) from error
         except Exception as error:  # tensorstore and orbax raise many kinds
             if _is_of_another(error):
                 raise
@@ -247,13 +222,13 @@ class Checkpoints:
     def resume(self, model: Tree, training: Tree) -> tuple[int, Tree, Tree] | None:
         """Step, model and training items of the latest checkpoint that is whole; None where there is none.
 
-        Later ones that are damaged are told of and moved to `WORKDIR/damaged/`; so is a damaged best one.
+        Later ones that are damaged are moved to `WORKDIR/damaged/`, with a warning; so is a damaged best one.
 
         Raises:
             UserError: there are checkpoints, and all are damaged (none is moved), or of another model.
         """
         damaged: dict[int, DamagedError] = {}
-        for step in reversed(_of_process_0(self._steps("checkpoints"))):
+        for step in reversed(collectives.from_process_0(self._steps("checkpoints"))):
             try:
                 items = self.restore(step, model, training)
             except DamagedError as error:
@@ -272,18 +247,18 @@ class Checkpoints:
         return None
 
     def _check_best(self) -> None:
-        for step in _of_process_0(self._steps("best")):
+        for step in collectives.from_process_0(self._steps("best")):
             problem = None
             try:
                 checkpoint_files.read_meta(self.workdir / "best" / str(step))
             except DamagedError as error:
                 problem = error
-            if _of_process_0([int(problem is not None)])[0]:
+            if collectives.from_process_0([int(problem is not None)])[0]:
                 reason = problem or DamagedError(f"checkpoint {self.workdir}/best/{step} is damaged")
                 self._put_aside("best", step, reason, "the next evaluation saves a new one")
 
     def _put_aside(self, folder: str, step: int, reason: DamagedError, then: str) -> None:
-        """Moves a damaged checkpoint to a free name in `WORKDIR/damaged/`, and tells it."""
+        """Moves a damaged checkpoint to a free name in `WORKDIR/damaged/`, with a warning."""
         if jax.process_index() == 0:
             name = str(step) if folder == "checkpoints" else f"{folder}-{step}"
             target, number = self.workdir / "damaged" / name, 1
@@ -295,8 +270,7 @@ class Checkpoints:
             except OSError as error:
                 raise UserError(f"{reason}; and it cannot be moved to {target} ({error})") from error
             warn(f"{reason}; moved to {target}; {then}")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"moved {folder}/{step}")
+        collectives.barrier(f"moved {folder}/{step}")
         self._managers[folder].reload()
 
     def find(self, which: str) -> tuple[str, int]:
@@ -321,7 +295,7 @@ class Checkpoints:
     def restore_model(self, which: str, model: Tree) -> tuple[int, Tree, LabelTable]:
         """The step, the model item and the label table of the checkpoint that `which` means (see `find`).
 
-        Where the latest is damaged, that is told, and the one before it is taken.
+        Where the latest is damaged, the one before it is taken, with a warning.
 
         Raises:
             DamagedError: the one that was named, the best one, or every one, is damaged.
@@ -330,7 +304,7 @@ class Checkpoints:
         folder, step = self.find(which)
         steps, damaged = [step], {}
         if which == "latest":
-            steps = _of_process_0([s for s in self._steps(folder) if s <= step])[::-1]
+            steps = collectives.from_process_0([s for s in self._steps(folder) if s <= step])[::-1]
         for candidate in steps:
             path = self.workdir / folder / str(candidate)
             try:
@@ -347,19 +321,8 @@ class Checkpoints:
         raise DamagedError(f"--checkpoint={which}: {_reasons(damaged)}; use {others}")
 
 
-def _of_process_0(numbers: list[int]) -> list[int]:
-    """Process 0's whole numbers, on every process: shared file systems may show each another moment."""
-    if jax.process_count() == 1:
-        return numbers
-    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
-    mine = np.zeros(count, np.int32)
-    if jax.process_index() == 0:
-        mine[:] = numbers
-    return np.asarray(multihost_utils.broadcast_one_to_all(mine)).tolist() if count else []
-
-
 def _is_of_another(error: BaseException | None) -> bool:
-    """Whether a save died of another process' end, which nobody has to see to: all are started again."""
+    """Whether a save failed because another process ended: then all are started again, without a user."""
     while error is not None and jax.process_count() > 1:
         words = str(error).lower()
         if isinstance(error, jax.errors.JaxRuntimeError) or "barrier" in words or "gloo" in words:

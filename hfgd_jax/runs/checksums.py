@@ -1,4 +1,4 @@
-"""A whole number for each array that tells whether one of its bits has changed since it was computed."""
+"""Checksums of arrays, computed on the devices that hold them; the same on any mesh and sharding."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # 8 byt
 def checksums(tree: Any) -> dict[str, int]:
     """The checksum of each leaf by the leaf's name, computed on the devices that hold it.
 
-    For all processes to call; all get the same. One leaf after the other: a small program for each shape, not
-    one of hundreds of sums, which would compile for as long as a training step; and no two programs that
-    wait for other devices are under way at once.
+    For all processes to call; all get the same. One leaf after the other, with a small program for each
+    shape: one program of hundreds of sums would compile for as long as a training step, and two programs at
+    once may wait for each other's devices.
 
     Args:
         tree: a pytree of arrays, of any mesh and sharding.
@@ -32,7 +32,7 @@ def checksum(x: jax.Array) -> jax.Array:
     has changed never has the same sum; any other change has with a probability of 2**-32.
 
     Args:
-        x: `[...]` of a real, whole or truth type of 8 to 64 bits.
+        x: `[...]` of a float, integer or bool type of 8 to 64 bits.
     """
     words = _words(x)
     place = jnp.zeros(words.shape, jnp.uint32)

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: the progress line, `metrics.jsonl`, `metrics.json`, TensorBoard events."""
+"""What a run reports: the progress line, `metrics.jsonl`, `metrics.json`, TensorBoard events."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
 
 
 class Stopwatch:
-    """Where a window's time went. Pauses (evaluation, saving) are left out of rates and ETA."""
+    """How a window's time was spent. Pauses (evaluation, saving) are left out of rates and ETA."""
 
     def __init__(self, images: int = 0):
         self.start, self.images = time.perf_counter(), images
@@ -43,14 +43,15 @@ class Stopwatch:
 
 
 class RunLog:
-    """Writes a run's records into its workdir and its progress to `stream`. Only process 0 writes.
+    """Writes a run's records into its run directory and its progress to `stream`. Only process 0 writes.
 
     On a terminal one line is kept up to date; elsewhere each record is a line of its own.
     """
 
-    def __init__(self, workdir: epath.Path, total_steps: int, *, step: int = 0, stream: TextIO = sys.stdout):
+    def __init__(self, workdir: epath.Path, total_steps: int, *, step: int = 0, stream: TextIO | None = None):
         self.workdir, self.total = workdir, total_steps
-        self.stream, self.tty = stream, stream.isatty()
+        self.stream = stream or sys.stdout  # that of now: notebooks replace it
+        self.tty = self.stream.isatty()
         self.active = jax.process_index() == 0
         self.mean_iou: float | None = None
         self._open_line = False
@@ -102,8 +103,8 @@ class RunLog:
         write_metrics(self.workdir, step, summary)
         self.record(step, {k: v for k, v in summary.items() if not isinstance(v, dict)})
 
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Adds a uint8 `[H, W, 3]` picture to the TensorBoard events."""
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Adds a uint8 `[H, W, 3]` image to the TensorBoard events."""
         if self.active:
             self._events.writer.add_image(name, image, step, dataformats="HWC")
 
@@ -113,7 +114,7 @@ class RunLog:
         return any(record["step"] == step and "mIoU" in record for record in found)
 
     def flush(self) -> None:
-        """Returns when all is in the workdir: a checkpoint's records must be there when a run goes on."""
+        """Returns when all is in the run directory, as a checkpoint's records must be before it."""
         if self.active:
             self._lines.flush()
             self._events.flush(now=True)
@@ -128,7 +129,7 @@ class RunLog:
 
 
 def _refuse_foreign(workdir: epath.Path, step: int) -> None:
-    """Files of these names in a folder that holds no run are somebody else's, and would be lost."""
+    """Raises UserError where a folder without a run has files of these names, which would be overwritten."""
     if step or (workdir / "config.json").exists():
         return
     for name in ("metrics.jsonl", "metrics.json"):

@@ -14,7 +14,7 @@ def get_config(workdir: str) -> ConfigDict:
     """The config that the run in `workdir` was started with.
 
     Raises:
-        UserError: no run there, or a config of another version.
+        UserError: no run there, or a config with fields that this version does not know.
     """
     config = read_config(storage.resolve(workdir, "--workdir", arrays=True))
     if config is None:

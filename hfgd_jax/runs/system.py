@@ -1,4 +1,4 @@
-"""What a config stands for: model, optimizer, mesh, the state to start from, and the data."""
+"""Builds what a config describes: model, optimizer, mesh, the state to start from, and the data."""
 
 import dataclasses
 import functools
@@ -68,7 +68,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """What a config stands for, made once per process."""
+    """The mesh, the model and the optimizer that a config describes; made once per process."""
 
     config: ConfigDict
     mesh: Mesh | AbstractMesh
@@ -130,7 +130,7 @@ def make_init(system: System) -> Callable[[jax.Array], TrainState]:
 
 
 def _with_average(system: System, state: TrainState) -> TrainState:
-    """The state, whose average is what it starts from: a copy, since a step takes the memory of both."""
+    """The state with its average, where there is one: a copy, since a step reuses the memory of both."""
     if not system.config.train.ema_decay:
         return state
     return state.replace(average=jax.tree.map(jnp.copy, state.variables))
@@ -145,7 +145,7 @@ def abstract_state(system: System) -> TrainState:
 def initial_state(
     system: System, restore_from: checkpoints.Checkpoints | None = None
 ) -> tuple[TrainState, str]:
-    """The state to start from, on the mesh, and a sentence on where it comes from.
+    """The state to start from, on the mesh, and a line on where it comes from.
 
     Precedence: the run's own latest checkpoint that is whole; else `model.backbone.weights`; else random
     weights.
@@ -157,7 +157,7 @@ def initial_state(
         return TrainState.of(model, training), f"resumed from the checkpoint of step {step}"
     backbone = system.config.model.backbone
     if backbone.weights:
-        sources.locate(backbone.weights)  # what is not there is told before anything is compiled
+        sources.locate(backbone.weights)  # raises before anything is compiled
     # Random numbers are drawn once: on a CPU, compiling the drawing well takes longer than drawing.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -192,8 +192,8 @@ def open_data(config: ConfigDict, split: str) -> Split:
 def balanced(system: System, split: Split) -> System:
     """The system with the class weights that `loss.balance` stands for, from the labels of the split.
 
-    The weights stand in `config.loss.class_weights` of the system that is returned; a workdir keeps the
-    config as it was. They come from whole numbers of the same files, so that every process, and a run that
+    The weights are in `config.loss.class_weights` of the system that is returned; the saved config stays as
+    it was. They are computed from integer counts of the same files, so that every process, and a run that
     goes on, has the same ones to the last bit.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Whose workdir it is: the config of the run that it holds, and what is said when it fails."""
+"""The run directory: the config of its run, whether another may use it, and the errors of its files."""
 
 import contextlib
 import json
@@ -12,19 +12,19 @@ from hfgd_jax.errors import UserError, warn
 from hfgd_jax.runs.checkpoints import Checkpoints
 from hfgd_jax.runtime import storage
 
-# What may change when a run goes on: it alters speed, place or reporting, never the weights.
+# Fields that may change when a run goes on: they alter speed, place or reporting, never the weights.
 RESUMABLE = (
-    *("data.data_dir", "data.threads", "data.workers", "data.prefetch", "data.timeout", "data.eval_split"),
-    *("train.log_every", "train.heartbeat", "model.backbone.remat"),
+    *("data.data_dir", "data.threads", "data.workers", "data.prefetch", "data.eval_split"),
+    *("train.log_every", "train.stall_timeout", "model.backbone.remat"),
 )
 RESUMABLE_GROUPS = ("eval.", "checkpoint.", "mesh.")
 
 
 def read_config(workdir: epath.Path) -> ConfigDict | None:
-    """The config of the run in a workdir, None where there is none. It touches no device.
+    """The config of the run in a run directory, None where there is none. It touches no device.
 
-    Where `config.json` is missing or garbled, that is told, and the config that the latest readable
-    checkpoint holds takes its place.
+    Where `config.json` is missing or garbled, the config in the latest readable checkpoint takes its place,
+    with a warning.
 
     Raises:
         UserError: it cannot be read and no checkpoint has it, or it is of another version.
@@ -50,7 +50,7 @@ def read_config(workdir: epath.Path) -> ConfigDict | None:
 
 
 def check_workdir(workdir: epath.Path, config: ConfigDict) -> None:
-    """Makes sure that the workdir is free or this run's; writes nothing.
+    """Makes sure that the run directory is free or this run's; writes nothing.
 
     Raises:
         UserError: it holds another run (the differing fields are named), or checkpoints of no known run.
@@ -69,7 +69,11 @@ def check_workdir(workdir: epath.Path, config: ConfigDict) -> None:
 
 @contextlib.contextmanager
 def failing_in_one_line(workdir: epath.Path) -> Iterator[None]:
-    """Turns an error of the file system in the workdir, which a run writes to all the time, into one line."""
+    """Turns an error of the file system in the run directory into a UserError.
+
+    Raises:
+        UserError: the run directory was removed, or cannot be written to.
+    """
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Several processes as one program: `jax.distributed` is started here and nowhere else.
+"""Several processes as one program: `jax.distributed` is started and left here and nowhere else.
 
 Where the processes come from is read from the flags, or from the environment that a scheduler sets:
 
@@ -10,40 +10,23 @@ Where the processes come from is read from the flags, or from the environment th
 
 import dataclasses
 import importlib.util
-import itertools
 import os
 import re
 import sys
 import time
 import traceback
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 from absl import flags
-from jax.experimental import multihost_utils
 
 from hfgd_jax.errors import UserError
 
 CLUSTERS = ("auto", "none", "explicit", "slurm", "gke", "tpu")
 
-_CLUSTER = flags.DEFINE_enum(
-    "cluster", "auto", CLUSTERS, "Where the processes of a run come from; auto: what is found."
-)
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for --cluster=explicit.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes, for --cluster=explicit.")
-_PROCESS = flags.DEFINE_integer("process", None, "This process, from 0, for --cluster=explicit.")
-_EXPECT_DEVICES = flags.DEFINE_integer(
-    "expect_devices", 0, "Devices that all hosts must have together; 0: whatever is there.", lower_bound=0
-)
-
-_PATIENCE = 3600.0  # seconds that processes wait for each other where they meet
-_meetings = itertools.count()
-_GRACE = 3.0  # seconds that process 0, whom the others cannot do without, waits for them to fail as well
+_EXIT_DELAY = 3.0  # seconds that a failing process 0, which the others depend on, leaves them to report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +51,7 @@ def plan(
     process: int | None = None,
     tpu: bool = False,
 ) -> Plan:
-    """What the flags and the environment say.
+    """The plan that the flags and the environment make.
 
     Args:
         environ: of the process.
@@ -135,23 +118,39 @@ def _slurm_gpus(environ: Mapping[str, str]) -> list[int]:
     return list(range(place * share, (place + 1) * share))
 
 
+def define_flags() -> None:
+    """Defines the flags that `start` reads."""
+    flags.DEFINE_enum(
+        "cluster", "auto", CLUSTERS, "Where the processes of a run come from; auto: what is found."
+    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for --cluster=explicit.")
+    flags.DEFINE_integer("processes", None, "How many processes, for --cluster=explicit.")
+    flags.DEFINE_integer("process", None, "This process, from 0, for --cluster=explicit.")
+    flags.DEFINE_integer(
+        "expect_devices", 0, "Devices that all hosts must have together; 0: whatever is there.", lower_bound=0
+    )
+
+
 def start() -> None:
     """Starts this process as one of several where flags or environment say so; call before using devices.
+
+    The flags are those of `define_flags`, parsed.
 
     Raises:
         UserError: see `plan`; the others cannot be reached; or the devices are not as many as expected.
     """
+    values = flags.FLAGS
     here = plan(
         os.environ,
-        cluster=_CLUSTER.value,
-        coordinator=_COORDINATOR.value,
-        processes=_PROCESSES.value,
-        process=_PROCESS.value,
+        cluster=values.cluster,
+        coordinator=values.coordinator,
+        processes=values.processes,
+        process=values.process,
         tpu=_has_tpu(),
     )
     if here.cluster != "none":
         _initialize(here)
-    _check_devices(_EXPECT_DEVICES.value)
+    _check_devices(values.expect_devices)
 
 
 def _has_tpu() -> bool:
@@ -184,35 +183,6 @@ def _check_devices(expected: int) -> None:
         )
 
 
-def barrier(name: str) -> None:
-    """Returns when every process has come here; for all of them to call.
-
-    Collectives wait for the others, too, but some (gloo's, on CPUs) for half a minute only, which is less
-    than one process may need for what it does alone: compiling, drawing.
-    """
-    if jax.process_count() > 1:
-        number = next(_meetings)  # a barrier's name counts once
-        wait = ocp.multihost.get_barrier_sync_fn()
-        wait(key=f"{name}_{number}", timeout_ms=int(_PATIENCE * 1000))
-
-
-def check_equal(name: str, text: str) -> None:
-    """Makes sure that every process has the same text; for all of them to call.
-
-    Raises:
-        UserError: naming `name` and the processes that differ from process 0.
-    """
-    if jax.process_count() == 1:
-        return
-    sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
-    different = np.flatnonzero(sums != sums[0]).tolist()
-    if different:
-        raise UserError(
-            f"{name}: processes {different} have another one than process 0; start all of them with the same "
-            "command, code and files"
-        )
-
-
 def require_one_process(mode: str) -> None:
     """Raises UserError where this is one of several processes."""
     if jax.process_count() > 1:
@@ -236,5 +206,5 @@ def end_now(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         if jax.process_index() == 0:
-            time.sleep(_GRACE)
+            time.sleep(_EXIT_DELAY)
         os._exit(code)

@@ -1,4 +1,4 @@
-"""The device mesh, and how batches and states lie on it.
+"""The device mesh, and how batches and states are split over it.
 
 Two axes: `data`, along which the state is repeated, and `fsdp`, along which it is split. A batch is split
 over both. What is computed does not depend on the mesh: XLA gathers a kernel where it is used and adds up
@@ -92,7 +92,7 @@ def abstract_mesh(mesh_config: ConfigDict, devices: int) -> AbstractMesh:
 
 
 def _owners(mesh: Mesh) -> list[int]:
-    """Processes in the order in which the mesh first meets them."""
+    """Processes in the order in which the mesh has their devices."""
     return list(dict.fromkeys(device.process_index for device in mesh.devices.flat))
 
 

@@ -1,13 +1,11 @@
-"""What every command shares: flags in, one line and an exit code out when the user is wrong."""
+"""What every command shares: parsed flags, exit codes, and one line for an error of the user."""
 
-import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from hfgd_jax.errors import StuckError, UserError, printable
+from hfgd_jax.errors import UserError, printable
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -36,24 +34,16 @@ def run(
 
     Args:
         main: the command.
-        on_failure: told the exit code of a failure; it may end the process (see `distributed.on_failure`).
+        on_failure: called with the exit code of a failure; it may end the process (`processes.end_now`).
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
-        if not flags.FLAGS["verbosity"].present:  # the libraries' own reports; --verbosity=0 shows them
+        if not flags.FLAGS["verbosity"].present:  # the libraries' own log lines; --verbosity=0 shows them
             logging.set_verbosity(logging.FATAL)
-        if flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(logging.FATAL)  # libraries tell of every file they open
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
             return main(argv)
-        except StuckError as error:
-            code = fail(error)
-            on_failure(code)
-            for child in multiprocessing.active_children():
-                child.kill()
-            os._exit(code)  # an exit in good order would wait for the thread that is stuck
         except UserError as error:
             code = fail(error)
         except KeyboardInterrupt:
@@ -79,7 +69,7 @@ def fail(error: BaseException) -> int:
 
 
 def _report_unraisable(error: "sys.UnraisableHookArgs") -> None:
-    # After a failed save tensorstore still tells every array's write to an event loop that has ended, and
+    # After a failed save tensorstore still reports every array's write to an event loop that has ended, and
     # prints a traceback for each; the save itself has raised long before.
     if not (error.exc_type is RuntimeError and str(error.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(error)
@@ -91,7 +81,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         for name in flags.FLAGS:
             value = flags.FLAGS[name].value
             if type(value).__module__.startswith("ml_collections"):
-                _ = value.to_dict  # a config file that was not found says so only when it is used
+                _ = value.to_dict  # a config file that was not found raises only when it is used
         return rest
     except _FLAG_ERRORS as error:
         sys.exit(fail(error))

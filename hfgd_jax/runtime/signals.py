@@ -1,4 +1,4 @@
-"""Stopping cleanly: a run asks `Stop` between steps."""
+"""Signals that stop a run: it asks `Stop` between steps, saves and ends."""
 
 import contextlib
 import os
@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
-_LOOK = 0.1  # seconds between two looks at the signal while waiting
+from hfgd_jax.runtime import collectives
+
+_POLL = 0.1  # seconds between two looks at the signal while waiting
 
 
 class Stop:
     """Notes SIGINT and SIGTERM so that the loop can save and end; a second signal ends at once.
 
-    With several processes a signal to any of them stops all, at the same question: JAX's preemption service
-    catches SIGTERM (which Cloud TPU, Kubernetes and SLURM send ahead of an interruption), and agrees with the
-    others on the next one. Every process therefore has to ask equally often, at the same places.
+    With several processes a signal to any of them stops all, at the same call: JAX's preemption service
+    catches SIGTERM (which Cloud TPU, Kubernetes and SLURM send ahead of an interruption) and chooses the
+    next call for all. Every process therefore has to call it equally often, at the same places.
     """
 
     signal_name: str | None = None
@@ -28,10 +29,10 @@ class Stop:
         self._asked = 0
 
     def __call__(self) -> bool:
-        """Whether to stop; for all processes to ask."""
-        if self.signal_name is None and jax.process_count() > 1:
+        """Whether to stop; for all processes to call."""
+        if self.signal_name is None:
             self._asked += 1
-            if multihost_utils.reached_preemption_sync_point(self._asked):
+            if collectives.preemption_reached(self._asked):
                 self._set(signal.SIGTERM)
         return self.signal_name is not None
 
@@ -39,7 +40,7 @@ class Stop:
         """Waits so long, or until there is a reason to stop; for all processes to call."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and self.signal_name is None:
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
 
     def _set(self, number: int) -> None:
         self.signal_name, self.exit_code = signal.Signals(number).name, 128 + number
@@ -50,7 +51,7 @@ class Stop:
         self._set(number)
 
     def _pass_on(self, number: int, _frame: Any) -> None:
-        """Ctrl-C to one of several processes: its preemption service tells the others; twice ends it."""
+        """Ctrl-C to one of several processes: the preemption service stops all; a second one ends it."""
         signal.signal(number, lambda *_: os._exit(128 + number))
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -43,7 +43,7 @@ def resolve(value: epath.PathLike, name: str, *, arrays: bool = False) -> epath.
         arrays: checkpoints or a data set are to lie there.
 
     Raises:
-        UserError: nobody here knows the scheme, its package is missing, or it cannot be reached.
+        UserError: an unknown scheme, a missing package, or a path that cannot be reached.
     """
     text = os.fspath(value)
     if not is_remote(text):
@@ -84,7 +84,7 @@ def file_name(text: str) -> str:
     name = re.sub(r"[^\w.-]", "_", text) or "_"
     if name.startswith(".") or _DEVICES.fullmatch(name):
         name = f"_{name}"
-    if len(name.encode()) > LONGEST:  # the end of an id tells more than its folders
+    if len(name.encode()) > LONGEST:  # the end of an id is more specific than its folders
         digest = blake2b(text.encode(errors="replace"), digest_size=4).hexdigest()
         name = f"{digest}_{name.encode()[-LONGEST + 9 :].decode(errors='ignore')}"
     return name
@@ -104,7 +104,7 @@ def writing(path: epath.PathLike) -> Iterator[Path]:
             with part.open("rb") as source, path.open("wb") as target:
                 shutil.copyfileobj(source, target, 2**20)
         return
-    # A name that nobody else has, so that no file of anybody is touched.
+    # A random name: no other file is overwritten.
     part = Path(path).with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         yield part
@@ -114,7 +114,7 @@ def writing(path: epath.PathLike) -> Iterator[Path]:
 
 
 def write_atomically(path: epath.PathLike, data: str | bytes) -> None:
-    """Writes a file so that no reader meets half of it."""
+    """Writes a file that no reader ever sees in part."""
     with writing(path) as part:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
 

@@ -1,8 +1,8 @@
-"""A picture of the samples that a run trains on, before and after augmentation, with their labels.
+"""Draws the first samples of a training run on one sheet: before and after augmentation, with labels.
 
 python -m hfgd_jax.tools.browse --config configs/camvid.py --count 8 --output sheet.png
 
-A row a sample, from the run's very own pipeline: the record, its label, the crop that the model sees and
+Each sample is a row, made by the run's own pipeline: the record, its label, the crop that the model sees and
 that crop's label; below, the record's id. Ignored pixels are hatched. What to look for: labels that lie
 beside their objects, classes in the wrong places, crops that are nearly all padding, objects that are a few
 pixels wide.
@@ -34,7 +34,7 @@ TITLES = ("record", "its label", "as the model sees it", "its label")
 
 _PANEL, _GAP, _TEXT, _LINE = 280, 10, 15, 24
 _PAPER, _INK, _FAINT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
-_PADDING = 0.15  # share of a crop from which on it is told
+_PADDING = 0.15  # share of a crop from which the note is printed
 _ALPHA, _HATCH = 0.6, 8  # weight of the classes' colours; pixels from one line to the next
 
 
@@ -80,7 +80,7 @@ def first_samples(config: ConfigDict, split: Split, count: int) -> list[Sample]:
 
 
 def sheet(samples: Sequence[Sample], table: LabelTable, title: str) -> UInt8[np.ndarray, "h w 3"]:
-    """A title, a row of four panels a sample, and a legend of the classes in sight."""
+    """A title, a row of four panels a sample, and a legend of the classes that occur."""
     width = 4 * _PANEL + 5 * _GAP
     heads = [(_GAP + i * (_PANEL + _GAP), name) for i, name in enumerate(TITLES)]
     parts = [_line([(_GAP, title)], width, _INK), _line(heads, width, _FAINT)]
@@ -112,7 +112,7 @@ def _described(label: np.ndarray) -> str:
 
 
 def _pair(image: np.ndarray, label: np.ndarray, table: LabelTable, caption: str) -> np.ndarray:
-    """A picture and its label beside each other, each in a panel with a margin at its left."""
+    """An image and its label beside each other, each in a panel with a margin at its left."""
     width = 2 * (_PANEL + _GAP)
     panels = _fit(image), _coloured(image, label, table)
     out = np.full((panels[0].shape[0], width, 3), _PAPER, np.uint8)
@@ -122,7 +122,7 @@ def _pair(image: np.ndarray, label: np.ndarray, table: LabelTable, caption: str)
 
 
 def _fit(image: np.ndarray) -> np.ndarray:
-    """The picture at the size of a panel; where it is enlarged a lot its pixels show."""
+    """The image at the size of a panel; where it is enlarged a lot its pixels show."""
     factor = _PANEL / max(image.shape[:2])
     size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])
     small = Image.Resampling.BOX if factor < 1 else Image.Resampling.BILINEAR
@@ -130,7 +130,7 @@ def _fit(image: np.ndarray) -> np.ndarray:
 
 
 def _coloured(image: np.ndarray, label: np.ndarray, table: LabelTable) -> np.ndarray:
-    """The label over the picture, hatched where it is ignored."""
+    """The label over the image, hatched where it is ignored."""
     panel = _fit(overlay(image, label, table.palette, _ALPHA))
     ignored = Image.fromarray(label == IGNORE).resize(panel.shape[1::-1], Image.Resampling.NEAREST)
     rows, columns = np.indices(panel.shape[:2])
@@ -153,7 +153,7 @@ def _line(texts: Sequence[tuple[int, str]], width: int, ink: tuple[int, int, int
 
 
 def check_output(output: epath.Path, overwrite: bool) -> None:
-    """Raises UserError for a name that is no picture's, or a file that is there and not to be replaced."""
+    """Raises UserError for a suffix that is not in `SUFFIXES`, or an existing file without `overwrite`."""
     if output.suffix.lower() not in SUFFIXES:
         raise UserError(f"--output={output}: want a name that ends in {', '.join(SUFFIXES)}")
     if output.exists() and not overwrite:
@@ -161,9 +161,9 @@ def check_output(output: epath.Path, overwrite: bool) -> None:
 
 
 def padding(config: ConfigDict, samples: Sequence[Sample]) -> str | None:
-    """What to say where crops are larger than most images: what fits; None where they are not.
+    """The note for crops larger than most images, with a crop that fits; None where they are not.
 
-    The random scale is left out: what it makes smaller is meant to be.
+    The random scale is left out: images that it shrinks below the crop are intended.
     """
     crop, scale = tuple(config.data.crop), augment.as_fraction(config.data.input_scale)
     sizes = [augment.scaled_size(sample.image.shape[:2], scale) for sample in samples]
@@ -185,13 +185,13 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
     flags.DEFINE_string("split", None, "The split to show; by default the one that is trained on.")
     flags.DEFINE_integer("count", 8, "How many samples.", lower_bound=1, upper_bound=200)
-    flags.DEFINE_string("output", None, "The picture to write, .png or .jpg.", required=True)
-    flags.DEFINE_bool("overwrite", False, "Replace the picture if it is there.")
+    flags.DEFINE_string("output", None, "The image to write, .png or .jpg.", required=True)
+    flags.DEFINE_bool("overwrite", False, "Replace the image if it is there.")
     flags.mark_flag_as_required("config")
 
 
 def main(_: Sequence[str]) -> int:
-    """Writes the picture and says where it is; returns the exit code."""
+    """Writes the sheet and says where it is; returns the exit code."""
     values = flags.FLAGS
     config, output = values.config, storage.resolve(values.output, "--output")
     configuration.validate(config)

@@ -1,10 +1,10 @@
-"""Looks for what spoils a training run in a data set, before the run.
+"""Checks a data set, raw or prepared, for faults that would spoil training.
 
 python -m hfgd_jax.tools.check_dataset --dataset camvid --data_dir DATA     a prepared data set
 python -m hfgd_jax.tools.check_dataset --dataset camvid --source RAW        its raw folder
 
 Prints each split's label values and the share of each class, then every problem with the file's name:
-unreadable files, pictures without label and labels without picture, different sizes, values outside the
+unreadable files, images without label and labels without image, different sizes, values outside the
 label table, labels that are ignored throughout, classes that are never seen, folders of images and labels
 that look swapped; and what the values look like, where they do not look like ids. Exit code 1 where there
 are problems, 2 for unusable arguments and folders of another layout.
@@ -35,14 +35,14 @@ MAX_LINES = 20  # of one kind of problem that are printed
 
 @dataclasses.dataclass
 class Finding:
-    """What was found in one picture and its label.
+    """What was found in one image and its label.
 
     Attributes:
-        image: how the picture is called, where there is one.
+        image: the image's name, where there is one.
         size: its height and width, where it can be read.
         values: label value -> pixels, where the label can be read.
         colours: the label holds colours instead of ids.
-        swapped: the label is a picture in colours, and the picture looks like ids.
+        swapped: the label is an image in colours, and the image looks like ids.
         problems: (kind, line) each.
     """
 
@@ -134,7 +134,7 @@ class SplitReport:
         self.problems.append((kind, line))
 
     def take(self, found: Finding) -> None:
-        """Adds what was found in one picture."""
+        """Adds what was found in one image."""
         self.images += 1
         self.problems += found.problems
         if found.size is not None:
@@ -172,7 +172,7 @@ class SplitReport:
 def check_split(
     name: str, findings: Iterable[Finding], table: LabelTable, labelled: bool = True
 ) -> SplitReport:
-    """Puts together what was found in a split's pictures."""
+    """The report of a split from the findings of its records."""
     report, colours, swapped = SplitReport(name, table, labelled=labelled), 0, []
     for found in findings:
         report.take(found)
@@ -219,7 +219,7 @@ def check(
         options: how to divide a raw folder that does not say so itself.
 
     Raises:
-        UserError: an unknown data set, or nothing of its layout in the place named.
+        UserError: an unknown data set, one that is not prepared, or a raw folder of another layout.
     """
     builder = builders.get(dataset)
     reports = []
@@ -246,7 +246,7 @@ def check(
 def _watched(
     dataset: str, name: str, findings: Iterable[Finding], records: Sequence[object]
 ) -> Iterator[Finding]:
-    """The findings; on a terminal, with how far it has come."""
+    """Passes the findings on; prints progress where stderr is a terminal."""
     progress = parallel.Progress() if sys.stderr.isatty() else None
     for done, found in enumerate(findings, start=1):
         if progress:
@@ -255,7 +255,7 @@ def _watched(
 
 
 def folder_config(reports: Sequence[SplitReport]) -> str:
-    """What `--config` is for a folder: the number of its classes and the median size of its images."""
+    """The `--config` for a folder: the number of its classes and the median size of its images."""
     sizes = [size for report in reports for size in report.sizes.elements()]
     height, width = np.median(sizes, axis=0).astype(int)
     return f"configs/folder.py:classes={reports[0].table.num_classes},images={width}x{height}"
@@ -270,7 +270,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Checks what the flags say; returns the exit code."""
+    """Checks the data set of the flags; returns the exit code."""
     del argv
     values = flags.FLAGS
     options = division_options()

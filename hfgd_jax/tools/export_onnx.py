@@ -1,4 +1,4 @@
-"""A bundle's float32 model as an ONNX file of one size, compared with the bundle's program in onnxruntime.
+"""Writes a bundle's float32 model as an ONNX file of one size, and compares the two in onnxruntime.
 
 python -m hfgd_jax.tools.export_onnx --bundle BUNDLE --size 513x513 --output model.onnx
 

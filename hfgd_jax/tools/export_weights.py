@@ -19,6 +19,7 @@ from hfgd_jax.errors import UserError
 from hfgd_jax.runs import saved_config, system
 from hfgd_jax.runtime import shell, storage
 from hfgd_jax.weights import files, foreign, pretrained
+from hfgd_jax.weights.names import upernet
 
 
 def export_model(
@@ -38,7 +39,7 @@ def export_model(
         UserError: the run is no UPerNet as transformers has it.
     """
     described = foreign.transformers_config(config, table.classes)
-    tensors = pretrained.export(variables, foreign.upernet_naming(config.model.backbone.name))
+    tensors = pretrained.export(variables, upernet.naming(config.model.backbone.name))
     for name in [name for name in tensors if name.endswith(".running_var")]:
         if name.startswith("decode_head."):
             tensors[name] = tensors[name] + np.float32(config.model.batch_norm_epsilon - foreign.EPSILON)

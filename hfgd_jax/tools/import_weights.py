@@ -21,6 +21,7 @@ from hfgd_jax.models.backbones.base import IMAGENET
 from hfgd_jax.runs import checkpoints, system
 from hfgd_jax.runtime import shell, storage
 from hfgd_jax.weights import files, foreign, pretrained, sources
+from hfgd_jax.weights.names import upernet
 from hfgd_jax.weights.pretrained import Report
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # what transformers saves beside the weights
@@ -60,7 +61,7 @@ def import_backbone(
     tensors = {
         name: value
         for name, value in pretrained.export(variables, wanted, root="backbone").items()
-        if pretrained.place_of(wanted, name, root="backbone") not in fresh
+        if pretrained.leaf_path(wanted, name, root="backbone") not in fresh
     }
     files.write(path, tensors, overwrite=overwrite)
     lost = [leaf for leaf in pretrained.unnamed(variables, wanted, root="backbone") if leaf not in fresh]
@@ -79,7 +80,7 @@ def import_model(source: epath.PathLike, workdir: epath.PathLike, *, overwrite: 
         overwrite: replace the step 0 of a run that was imported before; other runs are never touched.
 
     Raises:
-        UserError: the source's structure or tensors are not those of a UPerNet here, its pictures are
+        UserError: the source's structure or tensors are not those of a UPerNet here, its images are
             normalised otherwise, or the workdir holds something.
     """
     workdir = storage.resolve(workdir, "--output", arrays=True)
@@ -96,7 +97,7 @@ def import_model(source: epath.PathLike, workdir: epath.PathLike, *, overwrite: 
     refuse_a_run(workdir, overwrite)
     whole = system.build(config)
     tensors = files.read(weights)
-    naming = foreign.upernet_naming(config.model.backbone.name)
+    naming = upernet.naming(config.model.backbone.name)
     state = jax.eval_shape(system.make_init(whole), jax.random.PRNGKey(0))
     pretrained.check(state.model, naming, tensors, source)
     variables, report = pretrained.fill(state.model, naming, tensors, source)

@@ -1,4 +1,4 @@
-"""What the values of label files tell of how the files were made: the usual mistakes, and the way out."""
+"""Recognises common mistakes in making label files by the values in them, and says how to mend them."""
 
 from collections.abc import Mapping
 

@@ -1,9 +1,9 @@
-"""Lowers a config's steps for absent accelerators: what they lack is found before they are paid for.
+"""Lowers a config's steps for accelerators that are not here: finds operations that they lack.
 
     python -m hfgd_jax.tools.lower --config configs/paper.py:table9/hfgd_os4
     python -m hfgd_jax.tools.lower --config configs/paper.py:table9/hfgd_os4 --devices 64 --config.mesh.fsdp=8
 
-The training step, and what turns a batch of pictures into masks (with `config.eval`'s scales, mirror images
+The training step, and what turns a batch of images into masks (with `config.eval`'s scales, mirror images
 and windows), are traced and lowered to StableHLO for each platform, on a mesh of as many devices as
 `--devices` says. Nothing is allocated, computed or compiled: an operation without a lowering is found; a
 program that needs more memory than a chip has, or that a platform's own compiler refuses, is not.
@@ -32,10 +32,10 @@ _MISSING = re.compile(r"primitive '([^']+)' not found")
 
 
 class Result(NamedTuple):
-    """What became of one step on one platform.
+    """The result of lowering one step for one platform.
 
     Attributes:
-        error: "" where it was lowered; else what has no lowering, and where in the model it stands.
+        error: "" where it was lowered; else the operation without a lowering, and where in the model it is.
         size: bytes of the StableHLO text.
         lines: of it.
         calls: targets of its custom calls: what StableHLO itself does not define.
@@ -68,7 +68,7 @@ def steps(config: ConfigDict, devices: int = 0) -> dict[str, tuple[Any, tuple[An
         devices: of the mesh; 0: those that are here.
 
     Returns:
-        `train step`, and `masks`: those of an evaluation's batch of pictures of the crop's size, at the
+        `train step`, and `masks`: those of an evaluation's batch of images of the crop's size, at the
         label's pixels.
 
     Raises:
@@ -133,7 +133,7 @@ def _scopes(jaxpr: core.Jaxpr, name: str, outer: tuple[str, ...]) -> Iterator[st
 
 
 def line(step: str, platform: str, result: Result) -> str:
-    """What is printed of a result."""
+    """The line that is printed for a result."""
     if result.error:
         return f"{step:<12} {platform:<5} FAILED  {result.error}"
     calls = f"; custom calls: {', '.join(result.calls)}" if result.calls else ""

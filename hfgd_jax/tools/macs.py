@@ -1,4 +1,4 @@
-"""What a model costs: multiply-accumulates and parameters, part by part; nothing is computed or loaded.
+"""Counts a model's multiply-accumulates and parameters, part by part, by tracing alone.
 
 python -m hfgd_jax.tools.macs --config configs/paper.py:table9/hfgd_os4 --size 513x513
 """

@@ -1,4 +1,4 @@
-"""How a state lies on a mesh, leaf by leaf (`runtime/sharding.py`), on devices that need not be here.
+"""Prints how a state is split over a mesh, leaf by leaf (`runtime/sharding.py`), without its devices.
 
 python -m hfgd_jax.tools.mesh --config configs/paper.py:table10/hfgd_os4 --config.mesh.fsdp=8 --devices 64
 """

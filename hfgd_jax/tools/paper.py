@@ -1,9 +1,11 @@
-"""The paper's tables row by row: its figure, what the network costs, our commands and our recorded result.
+"""Lists the paper's tables row by row: its figure, the network's cost, our commands and our recorded result.
 
 python -m hfgd_jax.tools.paper                                                 every row of every table
 python -m hfgd_jax.tools.paper --table 9 --json                                one table, for programs
 python -m hfgd_jax.tools.paper --format markdown --output docs/paper.md        after a change of any of it
 python -m hfgd_jax.tools.paper --recount                                       multiply-accumulates anew
+
+For maintainers: it reads and writes files of the project's checkout, and needs one.
 
 Rows that can be run are configs (`configs/paper.py`), other methods' rows references
 (`configs/paper_references.toml`). Multiply-accumulates are of one image of the row's crop, counted by tracing
@@ -64,11 +66,16 @@ What the paper leaves open, and how it is read here, stands at the top of
 """
 
 
-def load_config_file(path: Path = CONFIG) -> ModuleType:
-    """The config file as a module. Raises UserError where it is not there: outside of a checkout."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; the tables need the project's checkout, with its configs/")
-    spec = importlib.util.spec_from_file_location("paper_config", path)
+def load_config_file() -> ModuleType:
+    """`configs/paper.py` as a module.
+
+    Raises:
+        UserError: outside of a checkout, as in an installed package, whose files are not all there.
+    """
+    for path in (CONFIG, REFERENCES, RESULTS):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; hfgd_jax.tools.paper needs the project's checkout")
+    spec = importlib.util.spec_from_file_location("paper_config", CONFIG)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -157,7 +164,7 @@ def count_macs(
 
 
 def _network(config: ConfigDict) -> str:
-    """What tells two networks' costs apart: the model, the classes and the size of the image."""
+    """A key that is equal for networks of equal cost: the model, the classes and the size of the image."""
     return json.dumps([config.model.to_dict(), config.data.num_classes, config.data.crop], sort_keys=True)
 
 
@@ -289,7 +296,7 @@ def main(_: Sequence[str]) -> int:
 
 
 def recount(paper: ModuleType) -> None:
-    """Writes `docs/paper_macs.json` anew, telling of each network on stderr."""
+    """Counts all rows' multiply-accumulates and writes `docs/paper_macs.json`; progress goes to stderr."""
     counted = count_macs(paper, list(paper.ROWS), lambda line: print(line, file=sys.stderr, flush=True))
     MACS.write_text(json.dumps(counted, indent=2) + "\n")
 

@@ -31,12 +31,12 @@ def define_division_flags() -> None:
 
 
 def division_options() -> base.Options:
-    """What these flags say. Raises UserError for an unusable share."""
+    """The `Options` of these flags. Raises UserError for a share that is not between 0 and 1."""
     return base.Options(flags.FLAGS.val_ratio, flags.FLAGS.split_seed)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prepares what the flags say; returns the exit code."""
+    """Prepares the data set of the flags; returns the exit code."""
     del argv
     values = flags.FLAGS
     folder = builders.prepare(

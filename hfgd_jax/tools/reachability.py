@@ -1,4 +1,4 @@
-"""Which classes a run's features can reach, given its class tokens; and how far apart the tokens stand.
+"""Computes which classes a run's features can reach with its class tokens, and how similar the tokens are.
 
     python -m hfgd_jax.tools.reachability --workdirs runs/hfgd,runs/sfpn
     python -m hfgd_jax.tools.reachability --workdirs runs/hfgd --format json --output reachability.json

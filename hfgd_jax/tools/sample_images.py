@@ -1,6 +1,6 @@
-"""Writes pictures of a prepared data set as PNG files, something to hand to `--mode predict`.
+"""Writes images of a prepared data set as PNG files, for `--mode predict` to read.
 
-python -m hfgd_jax.tools.sample_images --dataset shapes --split val --count 6 --output pictures
+python -m hfgd_jax.tools.sample_images --dataset shapes --split val --count 6 --output images
 """
 
 from collections.abc import Sequence

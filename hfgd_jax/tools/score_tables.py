@@ -1,4 +1,4 @@
-"""Scores of runs over their seeds, as tables; pure functions of records (`records.py`)."""
+"""Tables of runs' scores over their seeds; pure functions of records (`hfgd_jax/evaluation/records.py`)."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The scores of finished runs class by class, over their seeds; records of runs, and the tables of a page.
+"""Prints finished runs' scores class by class, over their seeds; writes records of runs, and tables in pages.
 
     python -m hfgd_jax.tools.scores --workdirs runs/demo,runs/demo-fcn
     python -m hfgd_jax.tools.scores --workdirs runs/a_seed0,runs/a_seed1 --record docs/results/camvid/small
@@ -6,8 +6,8 @@
     python -m hfgd_jax.tools.scores --update docs/camvid.md
 
 Runs that differ in `train.seed` alone (and in where and how fast they ran) are one group, a column.
-`--update` writes anew, in a Markdown page, what stands between lines such as these; the folder is relative
-to the page:
+`--update` replaces the tables of a Markdown page, which stand between lines such as these; the folder is
+relative to the page:
 
     <!-- scores: results/camvid/small --names=hfgd,sfpn --classes=pole,sign -->
     <!-- end scores -->

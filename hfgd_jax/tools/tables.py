@@ -1,4 +1,4 @@
-"""Tables as text or Markdown, for the commands that print them."""
+"""Writes tables as text or Markdown, for the commands that print them."""
 
 from collections.abc import Collection, Sequence
 

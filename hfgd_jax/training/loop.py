@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -20,18 +21,18 @@ from hfgd_jax.runs import checkpoints
 from hfgd_jax.runs.log import RunLog, Stopwatch, duration
 from hfgd_jax.runs.system import balanced, build, initial_state, open_data
 from hfgd_jax.runs.workdir import check_workdir, failing_in_one_line
-from hfgd_jax.runtime import processes, sharding, storage
-from hfgd_jax.runtime.heartbeat import Heartbeat
+from hfgd_jax.runtime import collectives, sharding, storage
 from hfgd_jax.runtime.signals import Stop
+from hfgd_jax.runtime.stall import StallLimit
 from hfgd_jax.training.step import check_memory, compile_step
 
 
 class Loop:
-    """One training run in one workdir."""
+    """One training run in one run directory."""
 
     def __init__(self, config: ConfigDict, workdir: str, stop: Stop):
         self.config, self.workdir, self.stop = config, epath.Path(workdir), stop
-        processes.check_equal("--config", configuration.to_json(config))
+        collectives.check_equal("--config", configuration.to_json(config))
         self.system = build(config)
         sharding.check_batch_size(
             "config.train.batch_size / config.train.accumulate",
@@ -42,34 +43,30 @@ class Loop:
         self.eval_split = open_data(config, config.data.eval_split)
         check_workdir(self.workdir, config)
         self.system = balanced(self.system, self.train_split)
-        self.saved = checkpoints.Checkpoints(
-            self.workdir, keep=config.checkpoint.keep, timeout=config.checkpoint.timeout
-        )
+        self.stall = StallLimit(config.train.stall_timeout, self.workdir)
+        self.saved = checkpoints.Checkpoints(self.workdir, keep=config.checkpoint.keep, stall=self.stall)
         self.state, self.origin = initial_state(self.system, self.saved)
         self.step = int(self.state.step)
         self.evaluator = Evaluator(self.system.model, config, self.system.mesh)
         self.log = RunLog(self.workdir, config.train.steps, step=self.step)
-        self.heart = Heartbeat(config.train.heartbeat, self.workdir)
         self.watch = Stopwatch()
         self.corrupt = 0
 
     def run(self) -> None:
         """Trains to `train.steps`, or until `stop`; evaluates and saves on the way."""
-        try:
-            with self.heart:
-                with self.heart.paused():
-                    self._log_setup()
+        with self.stall:  # also while it closes: a save may hang
+            try:
+                self._log_setup()
                 if self.step and self._evaluation_due() and not self.log.recorded_evaluation(self.step):
                     self._evaluate()
                 if self.step < self.config.train.steps and not self.stop():
                     self._train()
-                with self.heart.paused():
-                    self.saved.wait()
-                    self._log_saves()
+                self.saved.wait()
+                self._log_saves()
                 self._log_end()
-        finally:
-            self.log.close()
-            self.saved.close()
+            finally:
+                self.log.close()
+                self.saved.close()
 
     def _log_setup(self) -> None:
         config, mesh, table = self.config, self.system.mesh, self.train_split.table
@@ -92,14 +89,14 @@ class Loop:
         )
 
     def _class_weights(self) -> str:
-        """A line that tells the classes' weights, where there are any."""
+        """A line with the classes' weights; empty where there are none."""
         weights, source = self.system.config.loss.class_weights, self.config.loss.balance
         if not weights:
             return ""
         named = (f"{w:.3g} {c}" for w, c in zip(weights, self.train_split.table.classes, strict=True))
         return f"class weights ({'given' if source == 'none' else source}): {', '.join(named)}\n"
 
-    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self) -> pipeline.Batches:
         config, (process_index, process_count) = self.config, sharding.process_share(self.system.mesh)
         return pipeline.train_batches(
             self.train_split,
@@ -119,13 +116,14 @@ class Loop:
         self.watch.waiting += time.perf_counter() - start
         self.corrupt += int(local["corrupt"].sum())
         arrays = {key: local[key] for key in ("image", "label")}
-        return sharding.global_batch(self.system.mesh, arrays), local["index"]
+        with self._step_limit(self.step + 1):
+            return sharding.global_batch(self.system.mesh, arrays), local["index"]
 
     def _compile(self, batch: dict[str, jax.Array]) -> Callable:
         start = time.perf_counter()
         compiled = compile_step(self.system, self.state, batch)
         needed = check_memory(compiled, self.config, self.system.mesh)
-        processes.barrier("compiled")
+        collectives.barrier("compiled")
         self.log.info(
             f"compiled the training step in {time.perf_counter() - start:.1f} s; "
             f"{needed / 2**30:.2f} GiB per device"
@@ -133,17 +131,19 @@ class Loop:
         return compiled
 
     def _train(self) -> None:
-        config, batches = self.config, self._batches()
-        try:
-            with self.heart.paused():
-                batch, index = self._next(batches)
-                step_fn = self._compile(batch)
-            # Only now: a first try that fails (wrong weights, too large a crop) leaves the workdir free.
+        config, split = self.config, self.train_split
+        with self._batches() as source:
+            name = f"data set {split.dataset!r}, split {split.split!r}"
+            batches = self.stall.batches(source, name, self.step)
+            batch, index = self._next(batches)
+            step_fn = self._compile(batch)
+            # Only now: a first try that fails (wrong weights, too large a crop) leaves no run behind.
             if jax.process_index() == 0:
                 storage.write_atomically(self.workdir / "config.json", configuration.to_json(config))
             self.watch, previous = Stopwatch(self.step * config.train.batch_size), None
             while self.step < config.train.steps and not self.stop():
-                self.state, values = step_fn(self.state, batch)
+                with self._step_limit(self.step + 1):
+                    self.state, values = step_fn(self.state, batch)
                 self.step += 1
                 pending = (self.step, values, index)
                 if self.step < config.train.steps:
@@ -160,18 +160,28 @@ class Loop:
             if previous:
                 self._read(*previous)
                 self._save()
-        finally:
-            batches.close()
+
+    def _step_limit(self, step: int) -> AbstractContextManager[None]:
+        """Puts a block that belongs to a step under the stall limit."""
+        return self.stall.limit(f"step {step}: nothing has moved for so many seconds")
 
     def _read(self, step: int, values: dict[str, jax.Array], index: np.ndarray) -> None:
-        """Checks a finished step's loss and logs it where it is due.
+        """Waits for a step's loss, checks it, and logs it where that is due.
 
         Raises:
             UserError: the loss or the gradient is not finite.
         """
-        host = {key: float(value) for key, value in jax.device_get(values).items()}
-        self.heart.beat()
-        self._log_saves(step)
+        with self._step_limit(step):
+            host = {key: float(value) for key, value in jax.device_get(values).items()}
+            self._log_saves(step)
+            self._check_finite(step, host, index)
+            if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+                rates = self.watch.rates(step * self.config.train.batch_size)
+                self.log.record(step, host | rates | {"corrupt_records": self.corrupt})
+                self.log.progress(step, host["loss"], rates, self.config.train.batch_size)
+                self.watch = Stopwatch(step * self.config.train.batch_size)
+
+    def _check_finite(self, step: int, host: dict[str, float], index: np.ndarray) -> None:
         if not np.isfinite([host["loss"], host["gradient_norm"]]).all():
             records = ", ".join(self.train_split.record_id(int(i)) for i in index)
             raise UserError(
@@ -181,12 +191,6 @@ class Loop:
                 "config.optim.learning_rate, set config.optim.clip_norm, or compute in float32 "
                 "(config.train.dtype)"
             )
-        if step % self.config.train.log_every and step != self.config.train.steps:
-            return
-        rates = self.watch.rates(step * self.config.train.batch_size)
-        self.log.record(step, host | rates | {"corrupt_records": self.corrupt})
-        self.log.progress(step, host["loss"], rates, self.config.train.batch_size)
-        self.watch = Stopwatch(step * self.config.train.batch_size)
 
     def _save_due(self) -> bool:
         return self.step % self.config.checkpoint.every == 0 or self.step == self.config.train.steps
@@ -200,13 +204,12 @@ class Loop:
 
     def _save(self) -> None:
         start = time.perf_counter()
-        with self.heart.paused():
-            self.log.flush()
-            self.saved.save(self.step, self.state.model, self.state.training, self._meta())
+        self.log.flush()
+        self.saved.save(self.step, self.state.model, self.state.training, self._meta())
         self.watch.paused += time.perf_counter() - start
 
     def _log_saves(self, step: int | None = None) -> None:
-        """Records saves that have reached the disk, at the step (None: the present one) that sees them."""
+        """Records the saves that have reached the disk, at `step` (None: the present one)."""
         for seen in self.saved.finished():
             self.log.record(self.step if step is None else step, seen)
 
@@ -217,19 +220,18 @@ class Loop:
             self.eval_split,
             self.system.mean_pixel,
             should_stop=self.stop,
-            on_batch=lambda images: self.heart.beat(),
-            paused=self.heart.paused,
+            stall=self.stall,
         )
         if scores is None:  # stopped: the evaluation is made up for on restart
             return
         summary = scores.summary(self.train_split.table.classes)
-        self.log.evaluated(self.step, summary)
-        with self.heart.paused():
-            self._draw()
-            processes.barrier("drawn")
-            best = self.saved.best_mean_iou()
-            if best is None or (summary["mIoU"] or 0.0) > best:
-                self.saved.save_best(self.step, self.state.model, self._meta(mIoU=summary["mIoU"] or 0.0))
+        with self._step_limit(self.step):
+            self.log.evaluated(self.step, summary)
+        self._draw()
+        collectives.barrier("drawn")
+        best = self.saved.best_mean_iou()
+        if best is None or (summary["mIoU"] or 0.0) > best:
+            self.saved.save_best(self.step, self.state.model, self._meta(mIoU=summary["mIoU"] or 0.0))
         spent = time.perf_counter() - start
         self.watch.paused += spent
         self.log.info(
@@ -250,15 +252,15 @@ class Loop:
                 if not self.config.data.skip_corrupt:
                     raise
                 continue
-            mask = self.evaluator.predict_picture(variables, example["image"], self.system.mean_pixel)
+            mask = self.evaluator.predict_image(variables, example["image"], self.system.mean_pixel)
             table = split.table
-            picture = render.side_by_side(
+            overlay = render.side_by_side(
                 example["image"], mask, example["label"], table.palette, table.classes
             )
             folder = self.workdir / "images" / f"step_{self.step:08d}"
             folder.mkdir(parents=True, exist_ok=True)
-            render.write_image(folder / f"{storage.file_name(example['id'])}.png", picture)
-            self.log.picture(self.step, f"overlays/{example['id']}", picture)
+            render.write_image(folder / f"{storage.file_name(example['id'])}.png", overlay)
+            self.log.image(self.step, f"overlays/{example['id']}", overlay)
 
     def _log_end(self) -> None:
         if self.corrupt:
@@ -273,7 +275,14 @@ class Loop:
 
 
 def run(config: ConfigDict, workdir: str) -> int:
-    """Trains, or goes on training, in `workdir`; returns the exit code (0, or 128 + signal where stopped)."""
+    """Trains, or goes on training, in the run directory `workdir`.
+
+    Returns:
+        The exit code: 0, or 128 + signal where stopped.
+
+    Raises:
+        UserError: a config or data that cannot be used, another run in `workdir`, or a loss not finite.
+    """
     with Stop().listening() as stop, failing_in_one_line(epath.Path(workdir)):
         Loop(config, workdir, stop).run()
     return stop.exit_code

@@ -1,4 +1,4 @@
-"""The training step: a pure function of state and batch, and what it is compiled for."""
+"""The training step, a pure function of state and batch; its compilation and the memory it needs."""
 
 import os
 from collections.abc import Callable

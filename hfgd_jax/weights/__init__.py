@@ -1,4 +1,4 @@
-"""Other projects' weights, in and out: where they are, file formats, and whose names the tensors have.
+"""Other projects' weights, in and out: where they are, file formats, names and layouts of their tensors.
 
 Not here: the networks (`models/`) and our own checkpoints (`runs/`).
 """

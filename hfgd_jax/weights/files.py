@@ -1,4 +1,4 @@
-"""Weight files: names and arrays in and out, whatever project wrote them; nothing in a file is ever run."""
+"""Reads and writes weight files as arrays by name, whatever project wrote them; no code in a file is run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +20,10 @@ def read(name: epath.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a weight file, by their names there and in their own types.
 
     Args:
-        name: what `weight_sources.locate` takes. A path is that of a `.safetensors` file; of a `.pth`, `.pt`
-            or `.bin` file of torch, of which tensors alone are read; of a folder as transformers saves it; or
-            of the index of a file in shards (`*.safetensors.index.json`). A file in a bucket is copied to
-            this machine while it is read.
+        name: what `weights.sources.locate` takes. A path is that of a `.safetensors` file; of a `.pth`,
+            `.pt` or `.bin` file of torch, from which only tensors are read; of a folder as transformers
+            saves it; or of the index of a file in shards (`*.safetensors.index.json`). A file in a bucket
+            is copied to this machine while it is read.
 
     Raises:
         UserError: nothing there, no weight file, a damaged one, or one that holds code.
@@ -70,7 +70,7 @@ def _read_shards(path: epath.Path) -> dict[str, np.ndarray]:
         tensors |= _read_safetensors(path.parent / shard)
     absent = sorted(shards.keys() - tensors.keys())
     if absent:
-        raise UserError(f"{path}: {some(absent)} not in the shards; fetch the folder again")
+        raise UserError(f"{path}: {first_names(absent)} not in the shards; fetch the folder again")
     return tensors
 
 
@@ -96,7 +96,7 @@ def _is_pickle(path: epath.Path) -> bool:
     return head == b"PK\x03\x04" or head[:1] == b"\x80"
 
 
-def some(names: list[str], limit: int = 12) -> str:
-    """The first names, and how many more there are."""
+def first_names(names: list[str], limit: int = 12) -> str:
+    """The first names, joined by commas, and the number of the others."""
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -1,64 +1,36 @@
-"""Whole segmentation models of other projects: the names of their tensors, and the config that each is here.
+"""Run configs from the `config.json` of whole models of other projects, and back.
 
-transformers' `UperNetForSemanticSegmentation`, with ConvNeXt, Swin or ResNet: `context="ppm"` with
-`upsampler="upernet"`, without guidance. Names are those of saved files.
+transformers' `UperNetForSemanticSegmentation`, with ConvNeXt, Swin or ResNet, is `context="ppm"` with
+`upsampler="upernet"`, without guidance. The names of its tensors are in `weights/names/upernet.py`. This
+module is the only one here that builds a run's config; it stays in `weights/` for now.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from hfgd_jax import config as configuration
 from hfgd_jax.errors import UserError
-from hfgd_jax.models.backbones import BACKBONES, convnext, resnet, swin
-from hfgd_jax.models.backbones.base import Naming, WeightTarget
+from hfgd_jax.models.backbones import convnext, resnet, swin
 from hfgd_jax.models.context.ppm import BINS
 
 EPSILON = 1e-5  # of every batch normalisation there
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
-LEVELS = (4, 8, 16)  # of the laterals; the top of the pyramid is the pooling module's
 CROP = (512, 512)
 DEFAULT_LABELS = 2  # where a config names no classes
-
-
-def upernet_naming(backbone_name: str) -> Naming:
-    """transformers' names of a UPerNet's tensors; every tensor must be there.
-
-    The paths of the targets start at the model's groups (`backbone`, `context`, `upsampler`, `class_tokens`).
-
-    Args:
-        backbone_name: a key of `BACKBONES` that has a naming `transformers`.
-    """
-    inner = next(naming for naming in BACKBONES[backbone_name].namings() if naming.name == "transformers")
-    table = {
-        f"backbone.{name}": target._replace(path=("backbone", *target.path))
-        for name, target in inner.targets.items()
-    }
-    for i, bins in enumerate(BINS):
-        table |= _conv_module(f"decode_head.psp_modules.{i}.1", "context", f"branch_{bins}")
-    table |= _conv_module("decode_head.bottleneck", "context", "out")
-    for i, level in enumerate(LEVELS):
-        table |= _conv_module(f"decode_head.lateral_convs.{i}", "upsampler", f"lateral_{level}")
-        table |= _conv_module(f"decode_head.fpn_convs.{i}", "upsampler", f"smooth_{level}")
-    table |= _conv_module("decode_head.fpn_bottleneck", "upsampler", "fuse")
-    table["decode_head.classifier.weight"] = WeightTarget("params", ("class_tokens", "kernel"), "conv")
-    table["decode_head.classifier.bias"] = WeightTarget("params", ("class_tokens", "bias"))
-    return Naming("transformers", table, partial(_left_out, inner.left_out))
 
 
 def config_of(transformers_config: Mapping[str, Any]) -> ConfigDict:
     """The run config of a saved UPerNet: its model, the number of its classes, crops of 512x512.
 
-    It computes in float32, so that its logits are the source's. The head that is auxiliary in training has no
-    counterpart here.
+    It computes in float32, so that its logits equal the source's. The auxiliary head has no counterpart here.
 
     Args:
         transformers_config: the content of a `config.json`.
 
     Raises:
-        UserError: it is of another model, or of a structure that we lack, which is named.
+        UserError: it is of another model, or has a structure that is not supported here, which is named.
     """
     given = transformers_config
     if given.get("model_type") != "upernet":
@@ -95,7 +67,7 @@ def transformers_config(config: ConfigDict, classes: tuple[str, ...]) -> dict[st
         classes: names of the classes.
 
     Raises:
-        UserError: the run is no UPerNet as transformers has it; the field in the way is named.
+        UserError: the run is not a UPerNet that transformers supports; the field that differs is named.
     """
     model = config.model
     wanted = {
@@ -137,7 +109,7 @@ def transformers_config(config: ConfigDict, classes: tuple[str, ...]) -> dict[st
 
 
 def backbone_configs() -> dict[str, dict[str, Any]]:
-    """What decides a backbone's structure, in the fields of its `backbone_config`, by our name for it."""
+    """The fields of a `backbone_config` that determine its structure, by our name of the backbone."""
     configs = {}
     for name, (depths, widths, _) in convnext.VARIANTS.items():
         configs[name] = {
@@ -206,22 +178,3 @@ def _backbone_of(given: Any) -> str:
             f"{', '.join(differing(nearest))}"
         )
     return nearest
-
-
-def _conv_module(source: str, *path: str) -> dict[str, WeightTarget]:
-    """A convolution without bias, its batch normalisation."""
-    norm = (*path, "norm")
-    return {
-        f"{source}.conv.weight": WeightTarget("params", (*path, "conv", "kernel"), "conv"),
-        f"{source}.batch_norm.weight": WeightTarget("params", (*norm, "scale")),
-        f"{source}.batch_norm.bias": WeightTarget("params", (*norm, "bias")),
-        f"{source}.batch_norm.running_mean": WeightTarget("batch_stats", (*norm, "mean")),
-        f"{source}.batch_norm.running_var": WeightTarget("batch_stats", (*norm, "var")),
-    }
-
-
-def _left_out(of_backbone: Callable[[str], bool], name: str) -> bool:
-    """The auxiliary head, torch's batch counters, and what the backbone has no use for."""
-    if name.startswith("auxiliary_head.") or name.endswith(".num_batches_tracked"):
-        return True
-    return name.startswith("backbone.") and of_backbone(name.removeprefix("backbone."))

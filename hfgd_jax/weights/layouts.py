@@ -1,11 +1,11 @@
-"""How a tensor lies in another project's file and here; see `models.backbones.base.WeightTarget`."""
+"""Converts tensors between the layouts of other projects' files and ours; see `names.base.WeightTarget`."""
 
 import math
 
 import numpy as np
 from jaxtyping import Float
 
-from hfgd_jax.models.backbones.base import WeightTarget
+from hfgd_jax.weights.names.base import WeightTarget
 
 
 def file_shape(target: WeightTarget, leaf: tuple[int, ...]) -> tuple[int, ...]:
@@ -23,7 +23,7 @@ def file_shape(target: WeightTarget, leaf: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def from_file(target: WeightTarget, value: np.ndarray, leaf: tuple[int, ...]) -> np.ndarray:
-    """A tensor of a file in the layout here; `leaf` is the shape of its part of the leaf."""
+    """Converts a tensor of a file to the layout here; `leaf` is the shape of its part of the leaf."""
     if target.layout == "conv":
         value = value.transpose(2, 3, 1, 0)
     elif target.layout == "linear":
@@ -32,7 +32,7 @@ def from_file(target: WeightTarget, value: np.ndarray, leaf: tuple[int, ...]) ->
 
 
 def to_file(target: WeightTarget, leaf: np.ndarray) -> np.ndarray:
-    """`from_file` backwards: the target's part of a leaf, in the file's layout; contiguous."""
+    """The inverse of `from_file`: the target's part of a leaf, in the file's layout; contiguous."""
     index, parts = target.part
     width = leaf.shape[-1] // parts
     value = leaf[..., index * width : (index + 1) * width]

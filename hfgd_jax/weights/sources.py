@@ -1,4 +1,4 @@
-"""Where weights are: in a file or folder, an installed package, or a repository of the Hugging Face hub.
+"""Finds weights by name: a file or folder, an installed package, or a repository of the Hugging Face hub.
 
 A name is a path, `pip:efficientnet_lite0` or `hf:OWNER/NAME@REVISION` (docs/weights.md).
 """
@@ -31,7 +31,7 @@ def is_path(name: epath.PathLike) -> bool:
 
 
 def check(name: epath.PathLike) -> None:
-    """Looks at the form of a name alone; nothing is opened.
+    """Checks the form of a name; nothing is opened.
 
     Raises:
         UserError: no such package is known, or it is no name of a repository.
@@ -47,8 +47,8 @@ def check(name: epath.PathLike) -> None:
 def locate(name: epath.PathLike, beside: Sequence[str] = ()) -> epath.Path:
     """The file, folder or list of shards that a name means.
 
-    What is in a repository is fetched into the cache of huggingface_hub (`HF_HOME`), where it is not there
-    already; of several processes each does so for itself.
+    Files of a repository are fetched into the cache of huggingface_hub (`HF_HOME`) unless they are there
+    already; with several processes, each does so for itself.
 
     Args:
         name: a path, `pip:` and one of `PACKAGED`, or `hf:OWNER/NAME`, at a revision (branch, tag or commit;
@@ -73,7 +73,7 @@ def locate(name: epath.PathLike, beside: Sequence[str] = ()) -> epath.Path:
 
 
 def weight_map(index: epath.Path) -> dict[str, str]:
-    """Of a list of shards: the file beside it that each tensor is in.
+    """The file of each tensor, from a list of shards; the files are in the list's folder.
 
     Raises:
         UserError: it is no such list.
@@ -106,7 +106,7 @@ def _in_hub(name: str, repository: str, revision: str | None, beside: Sequence[s
         from huggingface_hub.utils import logging
     except ImportError:
         raise UserError(f'weights {name}: needs a package: pip install "hfgd_jax[hub]"') from None
-    logging.set_verbosity_error()  # what it tries again it tells in several lines each
+    logging.set_verbosity_error()  # its retries are logged in several lines each
 
     def fetch(file: str, commit: str | None = revision, *, cached: bool = False) -> epath.Path:
         found = huggingface_hub.hf_hub_download(repository, file, revision=commit, local_files_only=cached)
@@ -122,22 +122,24 @@ def _in_hub(name: str, repository: str, revision: str | None, beside: Sequence[s
                 raise unreachable from unreachable.__cause__
         except EntryNotFoundError:
             path = fetch(INDEX)
-        commit = path.parent.name  # the cache has a folder for each; what follows is of the same one
+        commit = (
+            path.parent.name
+        )  # the cache has a folder for each commit; the other files are of the same one
         for shard in sorted(set(weight_map(path).values())) if path.name == INDEX else ():
-            if Path(shard).name == shard:  # others are refused by whoever reads them
+            if Path(shard).name == shard:  # other paths are refused when they are read
                 fetch(shard, commit)
         for file in beside:
             with contextlib.suppress(EntryNotFoundError):
                 fetch(file, commit)
     except UserError:
         raise
-    except Exception as error:  # the library's own kinds, its client's, and those of files
+    except Exception as error:  # the library's own types, its HTTP client's, and OSError
         raise UserError(f"weights {name}: {_reason(repository, revision, error)}") from None
     return path
 
 
 def _reason(repository: str, revision: str | None, error: Exception) -> str:
-    """Why a repository's file could not be had, and what to do."""
+    """Why a repository's file could not be fetched, and what to do."""
     from huggingface_hub import constants, errors
 
     where = f"{constants.ENDPOINT}/{repository}"

@@ -1,8 +1,8 @@
-"""Files of `torch.save` read without torch: tensors and nothing else.
+"""Reads files of `torch.save` without torch: tensors and nothing else.
 
 A file is a zip archive (torch 1.6 and later): a pickle `data.pkl`, and an entry `data/KEY` for each storage.
-Or, in the legacy format, it is a row of pickles (magic number, protocol, system, the object, the keys of its
-storages) with the storages behind it, each after its count of numbers.
+Or, in the legacy format, it is a sequence of pickles (magic number, protocol, system, the object, the keys of
+its storages), followed by the storages, each after its count of numbers.
 """
 
 import io
@@ -31,7 +31,7 @@ def read(file: Path, name: str) -> dict[str, np.ndarray]:
 
     Args:
         file: of this machine.
-        name: what messages call it.
+        name: of the file in error messages.
 
     Returns:
         Arrays by their names, in their own types; bfloat16 is jax's.
@@ -141,26 +141,26 @@ def _read_legacy(opened: BinaryIO, size: int) -> tuple[Content, Callable[[Storag
     listed = type(keys) is list and all(type(key) is str for key in keys)
     if not listed or len(set(keys)) != len(keys) or set(keys) != content.storages.keys():
         raise Damaged("its list of storages is not that of its tensors")
-    places, place = {}, head.tell()
+    offsets, offset = {}, head.tell()
     for storage in map(content.storages.__getitem__, keys):
-        opened.seek(place)
+        opened.seek(offset)
         count = int.from_bytes(opened.read(8), "little")
-        if place + 8 + storage.size > size:
+        if offset + 8 + storage.size > size:
             raise Damaged("cut short")
         if count != storage.count:
             raise Damaged(f"storage {storage.key!r:.80} has {count} numbers, want {storage.count}")
-        places[storage.key] = place + 8
-        place += 8 + storage.size
+        offsets[storage.key] = offset + 8
+        offset += 8 + storage.size
 
     def load(storage: Storage) -> np.ndarray:
-        opened.seek(places[storage.key])
+        opened.seek(offsets[storage.key])
         return _bytes(opened, storage)
 
     return content, load
 
 
 def _bytes(opened: Any, storage: Storage) -> np.ndarray:
-    """A storage as uint8, from where an opened file stands; it is known to be no larger than the file."""
+    """Reads a storage as uint8 from an open file's position; it must be no larger than the file."""
     raw = np.empty(storage.size, np.uint8)
     view, done = memoryview(raw), 0
     while done < storage.size:

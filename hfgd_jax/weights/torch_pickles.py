@@ -1,8 +1,8 @@
-"""The pickles in torch's files, carried out step by step on plain values; no code in one can run.
+"""Interprets the pickles in torch's files opcode by opcode on plain values; no code in one can run.
 
-`pickletools` cuts a pickle into its steps. Those that a dictionary of tensors is made of are carried out, on
-lists, tuples and dictionaries; every other one is refused, as is every name that is not in `NAMES`. Nothing
-is imported, and nothing called, that a file could choose.
+`pickletools` splits a pickle into its opcodes. Those that a dictionary of tensors consists of are
+interpreted, on lists, tuples and dictionaries; every other one is refused, as is every name that is not in
+`NAMES`. A file cannot choose what is imported or called.
 """
 
 import io
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-MAX_STEPS = 2**18  # about 36 a tensor
+MAX_STEPS = 2**18  # opcodes; a tensor has about 36
 MAX_DIMENSIONS = 32
 
 STORAGES = {
@@ -40,11 +40,11 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 
 
 class Damaged(Exception):
-    """Not what torch writes, or cut short."""
+    """The file is not what torch writes, or is truncated."""
 
 
 class Foreign(Exception):
-    """Something else than tensors in plain containers."""
+    """The file holds something else than tensors in plain containers."""
 
 
 class Name(NamedTuple):
@@ -54,7 +54,7 @@ class Name(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """A flat run of numbers in the file, which tensors are views of."""
+    """A flat array in the file, which tensors are views of."""
 
     key: str
     dtype: np.dtype
@@ -67,7 +67,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage that was found to lie in it; offset and strides in elements."""
+    """A view of a storage, checked to be within its bounds; offset and strides in elements."""
 
     storage: Storage
     offset: int
@@ -76,27 +76,27 @@ class Tensor(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a pickle holds, and the storages it speaks of by their keys."""
+    """The value of a pickle, and the storages that it refers to by their keys."""
 
     value: Any
     storages: dict[str, Storage]
 
 
 def unpickle(data: io.BytesIO) -> Content:
-    """Carries out one pickle, from where `data` stands to just behind it."""
+    """Interprets one pickle, from the position of `data`, which is left at the pickle's end."""
     machine = _Machine()
     try:
         for step, argument, _ in pickletools.genops(data):
             if step.name == "STOP":
                 return Content(machine.stack.pop(), machine.storages)
             machine.take(step.name, argument)
-    except (IndexError, KeyError) as error:  # an empty stack, an unknown place in the memo
+    except (IndexError, KeyError) as error:  # an empty stack, an unknown key of the memo
         raise Damaged(f"a pickle that is none: {type(error).__name__}") from None
     raise Damaged("cut short")
 
 
 class _Machine:
-    """The stack and the memo of a pickle in work."""
+    """The stack and the memo while a pickle is interpreted."""
 
     def __init__(self):
         self.stack: list[Any] = []
@@ -106,7 +106,7 @@ class _Machine:
         self.steps = 0
 
     def take(self, step: str, argument: Any) -> None:
-        """Carries out one step; `argument` is what pickletools read behind it."""
+        """Interprets one opcode with the argument that pickletools read."""
         self._count(1)
         stack = self.stack
         match step:
@@ -141,7 +141,7 @@ class _Machine:
                 stack.append([])
             case "SETITEM" | "SETITEMS" | "APPEND" | "APPENDS":
                 self._fill(step)
-            case "BUILD":  # an OrderedDict's attributes, such as a state_dict's versions: of no use here
+            case "BUILD":  # an OrderedDict's attributes, such as a state_dict's versions: not needed here
                 if type(stack.pop()) is not dict or type(stack[-1]) is not dict:
                     raise Foreign("an object with a state")
             case "PROTO" | "FRAME":
@@ -159,7 +159,7 @@ class _Machine:
             raise Damaged(f"a pickle of more than {MAX_STEPS} steps")
 
     def _fill(self, step: str) -> None:
-        """Puts values into a list, or pairs into a dictionary."""
+        """Appends values to a list, or sets items of a dictionary."""
         count = {"APPEND": 1, "SETITEM": 2}.get(step)
         if count:
             items = [self.stack.pop() for _ in range(count)][::-1]
@@ -187,10 +187,10 @@ class _Machine:
         return storage
 
     def _call(self, function: Any, arguments: Any) -> Any:
-        """What one of `NAMES` makes of its arguments."""
+        """The result of calling one of `NAMES`."""
         if type(function) is not Name or type(arguments) is not tuple:
             raise Foreign("a call of what is no name")
-        match function.text, arguments[:8]:  # a tuple may be long, and used again and again
+        match function.text, arguments[:8]:  # a tuple may be long and used many times
             case "collections.OrderedDict", ():
                 return {}
             case "collections.OrderedDict", (list() as pairs,):  # Python 2's
@@ -217,7 +217,7 @@ def _name(module: Any, name: Any) -> Name:
 def _dictionary(pairs: Iterable[Any]) -> dict[str | int, Any]:
     found = {}
     for key, value in pairs:
-        if type(key) not in (str, int):  # hashing tuples of tuples may take for ever
+        if type(key) not in (str, int):  # hashing nested tuples may take exponential time
             raise Foreign(f"a dictionary's key of type {type(key).__name__}")
         found[key] = value
     return found

@@ -1,5 +1,7 @@
 """Every field has a default, a type and a check, and a bad one is named."""
 
+import json
+
 import pytest
 
 from hfgd_jax import config as configuration
@@ -17,7 +19,7 @@ def test_methods_are_valid(method, tiny):
     configuration.validate(config)
 
 
-def test_a_method_leaves_nothing_of_the_one_before():
+def test_setting_a_method_resets_the_fields_of_the_one_before():
     config = configuration.default()
     configuration.set_method(config, "sa_car_d8")
     configuration.set_method(config, "hfgd")
@@ -47,6 +49,7 @@ def test_a_method_leaves_nothing_of_the_one_before():
         ("optim.learning_rate", -1.0, "config.optim.learning_rate=-1.0"),
         ("optim.warmup_steps", 40_000, "config.optim.warmup_steps=40000"),
         ("optim.backbone_rate", -1.0, "config.optim.backbone_rate=-1.0: want a value from 0.0 to 100.0"),
+        ("train.stall_timeout", -1.0, "config.train.stall_timeout=-1.0: want a value from 0.0 to"),
         ("train.ema_decay", 1.0, "config.train.ema_decay=1.0: want a value from 0.0 to below 1.0"),
         ("eval.branch", "teacher", "config.eval.branch='teacher': unknown; one of prediction, guide, probe"),
         ("eval.branch", "probe", "config.eval.branch='probe': needs config.model.guidance.probe=True"),
@@ -63,7 +66,7 @@ def test_a_method_leaves_nothing_of_the_one_before():
         ("loss.divisor", "some", "config.loss.divisor='some': unknown; one of valid, all"),
     ],
 )
-def test_a_bad_value_is_named(field, value, says):
+def test_a_bad_value_raises_an_error_that_names_it(field, value, says):
     config = configuration.default()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError) as caught:
@@ -89,7 +92,7 @@ def test_a_bad_value_is_named(field, value, says):
         ("resnet50", {"upsampler": "fapn", "channels": 12}, "channels=12: upsampler='fapn'"),
     ],
 )
-def test_what_a_backbone_or_upsampler_does_not_have(backbone, fields, says):
+def test_a_field_that_a_backbone_or_upsampler_lacks_is_refused(backbone, fields, says):
     config = configuration.default()
     configuration.set_backbone(config, backbone)
     configuration.validate(config)
@@ -99,7 +102,7 @@ def test_what_a_backbone_or_upsampler_does_not_have(backbone, fields, says):
     assert says in str(caught.value)
 
 
-def test_what_does_not_go_together_in_the_loss():
+def test_conflicting_loss_fields_are_refused():
     config = configuration.default()
     config.loss.update({"hard_pixels": 0.5, "focal_gamma": 2.0})
     with pytest.raises(
@@ -123,7 +126,7 @@ def test_what_does_not_go_together_in_the_loss():
 
 
 @pytest.mark.parametrize("backbone", configuration.BACKBONES)
-def test_tiny_keeps_the_family(backbone):
+def test_tiny_keeps_the_family_of_the_backbone(backbone):
     config = configuration.default()
     configuration.set_backbone(config, backbone)
     geometry = config.model.geometry
@@ -133,7 +136,7 @@ def test_tiny_keeps_the_family(backbone):
 
 
 @pytest.mark.parametrize("switch", ["tokens", "protect", "axial_attention", "probe"])
-def test_switches_need_an_upsampler(switch):
+def test_guidance_switches_need_an_upsampler(switch):
     config = configuration.default()
     configuration.set_method(config, "fcn")
     config.model.guidance[switch] = True
@@ -141,7 +144,7 @@ def test_switches_need_an_upsampler(switch):
         configuration.validate(config)
 
 
-def test_json_round_trip():
+def test_a_config_survives_json():
     config = configuration.default()
     config.data.crop = (65, 97)
     config.data.scale_range = (0.5, 1.0)
@@ -150,7 +153,18 @@ def test_json_round_trip():
     assert back.data.crop == (65, 97)
 
 
-def test_a_saved_config_with_a_strange_field_is_refused():
+def test_a_config_saved_by_an_earlier_version_is_read():
+    """Fields that are gone are ignored; missing ones mean what runs did then, or have their default."""
+    config = configuration.default()
+    config.optim.learning_rate = 0.5
+    saved = json.loads(configuration.to_json(config))
+    saved["data"]["timeout"], saved["checkpoint"]["timeout"], saved["train"]["heartbeat"] = 5.0, 7.0, 600.0
+    del saved["train"]["stall_timeout"], saved["model"]["attention_start"]
+    back = configuration.from_json(json.dumps(saved))
+    assert configuration.differences(config, back) == ["model.attention_start: 0.1 -> 1.0"]
+
+
+def test_a_saved_config_with_an_unknown_field_is_refused():
     text = configuration.to_json(configuration.default()).replace('"steps"', '"stepz"')
     with pytest.raises(UserError, match=r"train\.stepz"):
         configuration.from_json(text)
@@ -162,7 +176,7 @@ def test_differences_name_the_fields():
     assert configuration.differences(one, other) == ["optim.learning_rate: 4e-05 -> 1.0"]
 
 
-def test_arguments():
+def test_arguments_are_parsed_and_bad_ones_refused():
     args = configuration.parse_arguments("table9/x,tiny", row="", tiny=False)
     assert (args.row, args.tiny) == ("table9/x", True)
     args = configuration.parse_arguments("method=fcn,tiny=False", method="hfgd", tiny=True)

@@ -54,14 +54,14 @@ RUNS = {
 
 @pytest.mark.parametrize("row", paper.ROWS)
 @pytest.mark.parametrize("tiny", ["", ",tiny"])
-def test_rows_are_valid_and_survive_a_workdir(row, tiny):
+def test_rows_are_valid_and_survive_json(row, tiny):
     config = paper.get_config(row + tiny)
     configuration.validate(config)
     saved = configuration.from_json(configuration.to_json(config))
     assert configuration.differences(config, saved) == []
 
 
-def test_every_row_of_every_table_is_there():
+def test_every_row_of_every_table_has_a_config():
     counts = collections.Counter(name.partition("/")[0] for name in paper.ROWS)
     assert {f"table{number}": count for number, count in COUNTS.items()} == {
         group: count for group, count in counts.items() if group.startswith("table")
@@ -75,7 +75,7 @@ def test_every_row_of_every_table_is_there():
 
 
 @pytest.mark.parametrize("row", MODELS)
-def test_models_of_rows(row):
+def test_rows_have_the_models_of_the_paper(row):
     m = paper.get_config(row).model
     switches = (m.guidance.tokens, m.guidance.protect, m.guidance.axial_attention)
     found = (m.backbone.name, m.backbone.output_stride, m.context, m.upsampler, m.output_stride, *switches)
@@ -85,7 +85,7 @@ def test_models_of_rows(row):
 
 
 @pytest.mark.parametrize("row", RUNS)
-def test_runs_of_rows(row):
+def test_rows_have_the_training_settings_of_the_paper(row):
     config = paper.get_config(row)
     data, train, optim = config.data, config.train, config.optim
     found = (data.dataset, data.num_classes, tuple(data.crop), train.steps, train.batch_size)
@@ -98,14 +98,14 @@ def test_runs_of_rows(row):
     assert (config.loss.focal_gamma, config.loss.dice) == (0, 0)
 
 
-def test_data_sets_are_what_can_be_prepared():
+def test_the_data_sets_of_rows_can_be_prepared():
     for data in {row.data for row in paper.ROWS.values()}:
         assert TABLES[data.name].num_classes == data.num_classes
         assert {"train", data.eval_split} <= BUILDERS[data.name].COUNTS.keys()
 
 
-def test_figures_that_recur_are_the_same_run():
-    """The text of the tables has lost check marks; a figure that comes again tells what its row is."""
+def test_equal_scores_of_the_paper_have_equal_configs():
+    """The text of the tables has lost check marks; a score that is printed twice identifies its row."""
     by_figure = collections.defaultdict(list)
     for name, row in paper.ROWS.items():
         if row.data == paper.PASCAL and "mIoU" in row.paper:
@@ -120,7 +120,7 @@ def test_figures_that_recur_are_the_same_run():
     }
 
 
-def test_other_figures_are_other_runs():
+def test_different_scores_of_the_paper_have_different_configs():
     """No two rows of one table have the same config, but for what a weight file adds."""
     for group in paper.TITLES:
         configs = {}
@@ -137,7 +137,7 @@ def test_the_starred_row_has_the_stronger_losses():
     ) == ["loss.dice: 0.0 -> 1.0", "loss.focal_gamma: 0.0 -> 2.0"]
 
 
-def test_the_probe_rows():
+def test_the_probe_rows_have_a_probe():
     configs = [paper.get_config(f"section5.1/{row}") for row in ("probe", "probe_stop")]
     assert [config.eval.branch for config in configs] == ["probe", "probe"]
     guidance = [config.model.guidance for config in configs]
@@ -147,14 +147,14 @@ def test_the_probe_rows():
     ]
 
 
-def test_weights_and_setting_are_arguments():
+def test_weights_and_setting_are_config_arguments():
     config = paper.get_config("table6/swin_l_u_sfpn,weights=some/file.safetensors,setting=advanced")
     assert config.model.backbone.weights == "some/file.safetensors"
     assert (config.optim.name, config.data.photometric) == ("adamw", "public")
     assert paper.get_config("table2/scratch_30k").model.backbone.weights == ""
 
 
-def test_without_a_row_it_is_hfgd():
+def test_without_a_row_the_config_is_hfgd():
     assert configuration.differences(paper.get_config(), paper.get_config("table9/hfgd_os4")) == []
 
 
@@ -171,7 +171,7 @@ def test_without_a_row_it_is_hfgd():
         ("table9/sfpn,setting=hard", "setting=hard: unknown; one of plain, advanced, stronger"),
     ],
 )
-def test_mistakes_are_one_line(arguments, says):
+def test_bad_arguments_raise_one_line(arguments, says):
     with pytest.raises(UserError) as caught:
         paper.get_config(arguments)
     assert says in str(caught.value) and "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Augmentation: registration of picture and label, geometry, colours, padding."""
+"""Augmentation: registration of image and label, geometry, colours, padding."""
 
 import colorsys
 
@@ -13,7 +13,7 @@ MEAN = (123.7, 116.3, 103.5)
 
 
 def blocks(height, width, cell, seed=0):
-    """A label of square cells and a picture in which class k has grey level 20 * k."""
+    """A label of square cells and an image in which class k has grey level 20 * k."""
     rng = np.random.default_rng(seed)
     cells = rng.integers(0, 12, (height // cell + 1, width // cell + 1))
     label = np.repeat(np.repeat(cells, cell, 0), cell, 1)[:height, :width].astype(np.uint8)
@@ -25,11 +25,10 @@ def settings(**fields):
 
 
 @pytest.mark.parametrize("input_scale", [1.0, 0.5, 0.37])
-@pytest.mark.parametrize("seed", range(6))
-def test_picture_and_label_stay_registered(seed, input_scale):
-    image, label = blocks(97, 131, 16, seed)
-    rng = np.random.default_rng(seed)
-    for _ in range(20):
+def test_image_and_label_stay_registered(input_scale):
+    image, label = blocks(97, 131, 16)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
         out, mask = augment.augment(image, label, rng, settings(input_scale=input_scale))
         assert out.shape == (65, 81, 3) and mask.shape == (65, 81)
         assert out.dtype == mask.dtype == np.uint8
@@ -94,10 +93,9 @@ def test_scale_without_step_is_continuous():
     assert len(set(seen)) == 100 and 0.5 <= min(seen) < 0.6 and 1.9 < max(seen) <= 2.0
 
 
-@pytest.mark.parametrize("scale", [0.3, 0.5, 0.625, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.1])
-@pytest.mark.parametrize("size", [(97, 131), (100, 128), (75, 50)])
-def test_cropping_first_equals_cropping_last(size, scale):
-    rng = np.random.default_rng(1)
+@pytest.mark.parametrize("scale", [0.3, 0.5, 0.625, 1.0, 1.75, 3.1])  # steps of 1 to 10 input pixels
+def test_cropping_first_equals_cropping_last(scale):
+    rng, size = np.random.default_rng(1), (97, 131)
     image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
     label = rng.integers(0, 12, size).astype(np.uint8)
     s = augment.as_fraction(scale)
@@ -106,7 +104,7 @@ def test_cropping_first_equals_cropping_last(size, scale):
     mask = augment.resize_label_window(label, s, (0, 0), whole_size)
     assert whole.shape[:2] == mask.shape == whole_size
     assert all(abs(a - b * scale) <= 1 for a, b in zip(whole_size, size, strict=True))
-    for _ in range(20):
+    for _ in range(30):
         h, w = (int(rng.integers(1, n + 1)) for n in whole_size)
         y, x = (int(rng.integers(n - m + 1)) for n, m in zip(whole_size, (h, w), strict=True))
         part = augment.resize_window(image, s, (y, x), (h, w))
@@ -130,18 +128,17 @@ def test_resizing_is_in_areas_of_pixels():
     np.testing.assert_array_equal(augment.resize_image(ramp, 2.0)[0, :, 0], [0, 10, 30, 50, 70, 90, 110, 120])
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 200), (300, 2), (3, 3)])
-@pytest.mark.parametrize("scale", [1 / 64, 0.3, 2.0])
-def test_extreme_sizes(size, scale):
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (300, 2)])
+def test_images_thinner_than_a_pixel_after_scaling_keep_one(size):
     image, label = np.full((*size, 3), 7, np.uint8), np.full(size, 3, np.uint8)
-    out, mask = augment.augment(
-        image, label, np.random.default_rng(0), settings(crop=(33, 33), input_scale=scale)
-    )
-    assert out.shape == (33, 33, 3)
-    assert (out[mask == 3] == 7).all() and (mask == 3).any()
+    for scale in (1 / 64, 2.0):
+        fields = settings(crop=(33, 33), input_scale=scale)
+        out, mask = augment.augment(image, label, np.random.default_rng(0), fields)
+        assert out.shape == (33, 33, 3)
+        assert (out[mask == 3] == 7).all() and (mask == 3).any()
 
 
-def test_pictures_of_other_scales_are_rounded_to_sixty_fourths():
+def test_scales_are_rounded_to_fractions_of_at_most_sixty_fourths():
     assert augment.as_fraction(0.75) == augment.as_fraction(0.7500001)
     assert augment.as_fraction(1e-9) > 0
     assert abs(float(augment.as_fraction(0.3712345)) - 0.3712345) < 1 / 64
@@ -156,18 +153,18 @@ def changes(mode, count=400):
     return np.array([augment.photometric(image, rng, mode, image)[0, 0].astype(int) for _ in range(count)])
 
 
-def test_none_changes_nothing():
+def test_photometric_none_changes_nothing():
     assert (changes("none", 20) == (100, 120, 140)).all()
 
 
-def test_plain_is_brightness_half_the_time():
+def test_photometric_plain_is_brightness_half_the_time():
     out = changes("plain") - (100, 120, 140)
     assert (out == out[:, :1]).all()
     assert out.min() <= -28 and out.max() >= 28 and np.abs(out).max() <= 32
     assert 0.4 < (out[:, 0] == 0).mean() < 0.6
 
 
-def test_advanced_reaches_every_part():
+def test_photometric_advanced_changes_brightness_saturation_and_hue():
     out = changes("advanced")
     unchanged = (np.abs(out - (100, 120, 140)).max(1) == 0).mean()
     # contrast does nothing to one colour: brightness, saturation and hue remain, or none of the three
@@ -175,8 +172,8 @@ def test_advanced_reaches_every_part():
     assert len({tuple(v) for v in out}) > 150
 
 
-def test_public_is_contrast_then_saturation_then_brightness(monkeypatch):
-    """Factors 0.5 to 1.5, +-32 grey levels, each half the time; no hue; the mean is the whole picture's."""
+def test_photometric_public_is_contrast_then_saturation_then_brightness(monkeypatch):
+    """Factors 0.5 to 1.5, +-32 grey levels, each half the time; no hue; the mean is the whole image's."""
     calls = []
     parts = {"contrast": (0.5, 1.5), "saturation_and_hue": (0.5, 1.5), "brightness": (-32, 32)}
     for name in parts:
@@ -218,7 +215,7 @@ def test_contrast_is_about_each_channels_mean():
     np.testing.assert_array_equal(out[0, 1], np.rint((187.5, 0, 57.5)))
 
 
-@pytest.mark.parametrize(("factor", "turn"), [(0.75, 0.0), (1.25, 0.0), (1.0, 0.1), (1.0, -0.1), (0.8, 0.05)])
+@pytest.mark.parametrize(("factor", "turn"), [(1.25, 0.0), (1.0, -0.1), (0.8, 0.05)])
 def test_saturation_and_hue_are_those_of_hsv(factor, turn):
     rng = np.random.default_rng(0)
     image = rng.integers(30, 226, (8, 8, 3)).astype(np.uint8)
@@ -233,7 +230,7 @@ def test_saturation_and_hue_are_those_of_hsv(factor, turn):
 
 def test_distortion_leaves_label_and_padding_alone():
     image, label = blocks(40, 40, 8)
-    for seed in range(30):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         fixed = {"crop": (65, 65), "scale_range": (1, 1), "flip": 0}
         out, mask = augment.augment(image, label, rng, settings(photometric="advanced", **fixed))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from hfgd_jax.data import builders, prepared
-from hfgd_jax.data.builders import base, shapes
+from hfgd_jax.data.builders import base, preparation, shapes
 from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
 
@@ -29,7 +29,7 @@ def assert_nothing_left(data_dir):
     assert not data_dir.exists() or list(data_dir.iterdir()) == []
 
 
-def test_camvid_in_miniature(camvid_raw, tmp_path):
+def test_camvid_is_prepared_with_its_splits_ids_and_labels(camvid_raw, tmp_path):
     folder = prepare(camvid_raw, tmp_path / "data")
     assert folder == tmp_path / "data" / "camvid" / "1.0.0"
     assert list((tmp_path / "data").iterdir()) == [tmp_path / "data" / "camvid"]
@@ -63,7 +63,7 @@ def test_records_keep_the_order_of_their_names(camvid_dir):
     assert ids == sorted(ids) and ids[0] == "seq00_f00000"
 
 
-def test_a_test_split_without_labels(camvid_raw, tmp_path):
+def test_a_test_split_without_labels_is_unlabelled(camvid_raw, tmp_path):
     (camvid_raw / "test" / "images").mkdir(parents=True)
     Image.new("RGB", (20, 10)).save(camvid_raw / "test" / "images" / "x.png")
     prepare(camvid_raw, tmp_path / "data")
@@ -159,7 +159,7 @@ def test_bad_records_are_named_and_nothing_is_left(spoil, camvid_raw, tmp_path):
     assert_nothing_left(tmp_path / "data")
 
 
-def test_a_full_disk_is_the_users_to_know(camvid_raw, tmp_path):
+def test_a_full_disk_is_a_user_error(camvid_raw, tmp_path):
     def report(line):
         raise OSError(28, "No space left on device")
 
@@ -179,7 +179,7 @@ def test_an_interrupted_preparation_leaves_nothing(failure, camvid_raw, tmp_path
     assert_nothing_left(tmp_path / "data")
 
 
-def test_a_prepared_set_is_kept_unless_told(camvid_raw, tmp_path):
+def test_a_prepared_set_is_replaced_only_with_overwrite(camvid_raw, tmp_path):
     data = tmp_path / "data"
     prepare(camvid_raw, data)
     for path in (camvid_raw / "val").glob("*/seq00*"):
@@ -202,7 +202,7 @@ def test_a_failed_overwrite_keeps_the_old_set(camvid_raw, tmp_path):
     assert list(data.iterdir()) == [data / "camvid"]
 
 
-def test_leftovers_of_killed_preparations_go_and_those_at_work_stay(camvid_raw, tmp_path):
+def test_leftovers_of_killed_preparations_are_removed_and_running_ones_stay(camvid_raw, tmp_path):
     data = tmp_path / "data"
     names = ("killed", "at-work", "old", "young")
     killed, at_work, old, young = (data / f".camvid.incomplete-{name}" for name in names)
@@ -219,7 +219,7 @@ def test_leftovers_of_killed_preparations_go_and_those_at_work_stay(camvid_raw, 
     assert not killed.exists() and not old.exists()
 
 
-def test_a_killed_preparation_leaves_nothing_that_looks_whole_and_runs_again(camvid_raw, tmp_path):
+def test_a_killed_preparation_leaves_no_prepared_set_and_can_be_repeated(camvid_raw, tmp_path):
     program = (
         "import os, signal, sys\n"
         "from hfgd_jax.data import builders\n"
@@ -258,8 +258,8 @@ def test_of_many_unmatched_files_the_first_are_named_before_anything_is_written(
     assert not (tmp_path / "data").exists()
 
 
-def test_endless_faults_are_not_endured(camvid_raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(builders, "_MAX_FAULTS", 2)
+def test_preparing_stops_after_the_most_faults(camvid_raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "_MAX_FAULTS", 2)
     for path in (camvid_raw / "train" / "labels").glob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"seq01.*, and no more were looked for") as caught:
@@ -267,7 +267,7 @@ def test_endless_faults_are_not_endured(camvid_raw, tmp_path, monkeypatch):
     assert "seq02" not in str(caught.value)
 
 
-def test_another_number_of_records_than_the_owners_is_told(camvid_raw, tmp_path):
+def test_another_number_of_records_than_the_owners_is_an_error(camvid_raw, tmp_path):
     with pytest.raises(
         UserError, match=r"train has 6 records, its owners count 367; val has 5 .* 101; .*--allow_partial"
     ):
@@ -275,7 +275,7 @@ def test_another_number_of_records_than_the_owners_is_told(camvid_raw, tmp_path)
     assert not (tmp_path / "data").exists()
 
 
-def test_swapped_folders_are_told(camvid_raw, tmp_path):
+def test_swapped_folders_are_an_error(camvid_raw, tmp_path):
     images, labels = camvid_raw / "train" / "images", camvid_raw / "train" / "labels"
     labels.rename(camvid_raw / "aside")
     images.rename(labels)
@@ -285,7 +285,7 @@ def test_swapped_folders_are_told(camvid_raw, tmp_path):
         prepare(camvid_raw, tmp_path / "data")
 
 
-def test_splits_of_its_own_are_not_divided(camvid_raw, tmp_path):
+def test_val_ratio_is_refused_for_data_sets_with_splits(camvid_raw, tmp_path):
     with pytest.raises(UserError, match=r"'camvid' has splits of its own; .*: folder"):
         prepare(camvid_raw, tmp_path / "data", options=base.Options(val_ratio=0.5))
     with pytest.raises(UserError, match=r"val_ratio=1.5: want a share"):
@@ -308,19 +308,19 @@ def test_preparing_twice_gives_the_same_bytes(camvid_raw, tmp_path):
         ("camvid", "nowhere", "nowhere: no such folder"),
     ],
 )
-def test_unusable_arguments(dataset, raw, message, tmp_path):
+def test_unusable_arguments_are_user_errors(dataset, raw, message, tmp_path):
     with pytest.raises(UserError, match=message):
         prepare(raw, tmp_path / "data", dataset)
     assert_nothing_left(tmp_path / "data")
 
 
-def test_a_data_dir_that_cannot_be(camvid_raw, tmp_path):
+def test_a_data_dir_that_cannot_be_written_is_a_user_error(camvid_raw, tmp_path):
     (tmp_path / "data").write_text("a file")
     with pytest.raises(UserError, match="data: cannot be written"):
         prepare(camvid_raw, tmp_path / "data")
 
 
-def test_the_embedded_set_appears_on_demand(tmp_path, monkeypatch):
+def test_the_embedded_set_is_prepared_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "SPLITS", {"train": 3, "val": 2})
     folder = Path(builders.prepare_if_missing("shapes", tmp_path / "data", report=quiet))
     assert builders.is_prepared(folder)
@@ -333,7 +333,7 @@ def test_the_embedded_set_appears_on_demand(tmp_path, monkeypatch):
         builders.prepare_if_missing("camvid", tmp_path / "data")
 
 
-def test_of_two_processes_that_prepare_the_slower_takes_what_is_there(tmp_path, monkeypatch):
+def test_the_slower_of_two_preparing_processes_takes_the_others_set(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "SPLITS", {"train": 3, "val": 2})
     data = tmp_path / "data"
 
@@ -355,7 +355,7 @@ def test_an_older_version_of_the_embedded_set_is_replaced(tmp_path, monkeypatch)
     assert [p.name for p in (tmp_path / "shapes").iterdir()] == [folder.name] == ["1.0.0"]
 
 
-def test_the_real_camvid(tmp_path):
+def test_the_real_camvid_has_its_counts(tmp_path):
     raw = Path(__file__).parents[2].parent / "shared" / "camvid"
     if not raw.is_dir():
         pytest.skip("the real CamVid is not here")

@@ -104,7 +104,7 @@ def test_every_kind_of_mask_becomes_the_same_train_ids(save, listing, tmp_path):
         np.testing.assert_array_equal(seen[key], np.where(ids_of(i) == 3, 255, ids_of(i)))
 
 
-def test_a_batch_and_the_number_of_classes(tmp_path):
+def test_a_folder_gives_batches_with_its_number_of_classes(tmp_path):
     raw = write(tmp_path / "raw", KEYS, as_ids)
     builders.prepare("folder", raw, tmp_path / "data", report=quiet)
     config = configuration.default()
@@ -126,7 +126,7 @@ def keys_of(raw, options=base.DEFAULTS):
 
 
 @pytest.mark.parametrize("ending", ["_mask", "-labels", ".png", "a"])
-def test_masks_may_have_an_ending_of_their_own(ending, tmp_path):
+def test_masks_may_have_a_common_ending(ending, tmp_path):
     keys = ["1", "12", "1a", "sub/ä 2"]
     write(tmp_path, keys, lambda ids, path: as_ids(ids, path.with_name(f"{path.stem}{ending}.png")))
     splits = builders.raw_splits("folder", tmp_path)
@@ -138,7 +138,7 @@ def test_masks_may_have_an_ending_of_their_own(ending, tmp_path):
     assert all(record.label.stem == record.image.stem + ending for record in found.values())
 
 
-def test_endings_that_differ_are_no_ending(tmp_path):
+def test_different_endings_are_unmatched_files(tmp_path):
     ends = iter(("_mask", "_mask", "_gt"))
     write(tmp_path, "abc", lambda ids, path: as_ids(ids, path.with_name(f"{path.stem}{next(ends)}.png")))
     with pytest.raises(UserError, match=r"a\.jpg: image without a label"):
@@ -157,7 +157,7 @@ def test_a_share_is_drawn_with_a_seed_and_stays_when_files_are_added(tmp_path):
     assert len(set(after["val"]) - set(first["val"])) <= 2
 
 
-def test_at_least_one_image_each(tmp_path):
+def test_each_drawn_split_has_at_least_one_image(tmp_path):
     raw = write(tmp_path / "raw", ["a", "b"], as_ids)
     for ratio in (0.01, 0.99):
         assert [len(keys) for keys in keys_of(raw, base.Options(ratio)).values()] == [1, 1]
@@ -167,7 +167,7 @@ def test_at_least_one_image_each(tmp_path):
         keys_of(raw)
 
 
-def test_lists_say_the_splits(tmp_path):
+def test_splits_are_read_from_lists(tmp_path):
     raw = write(tmp_path / "raw", ["a", "sub/b", "sub/c.d", "e", "left.out"], as_ids)
     (raw / "masks" / "e.png").unlink()
     (raw / "train.txt").write_text("sub/b.jpg\na\n")
@@ -189,7 +189,7 @@ def test_lists_say_the_splits(tmp_path):
         keys_of(raw)
 
 
-def test_folders_say_the_splits(tmp_path):
+def test_splits_are_read_from_folders(tmp_path):
     raw = write(tmp_path / "raw", ["train/a", "train/x/b", "val/a", "test/z"], as_ids)
     assert keys_of(raw) == {"train": ["train/a", "train/x/b"], "val": ["val/a"], "test": ["test/z"]}
     write(raw, ["other/a"], as_ids, None)
@@ -255,7 +255,7 @@ def no_masks_folder(raw):
         no_masks_folder,
     ],
 )
-def test_what_is_wrong_is_named(spoil, tmp_path):
+def test_faults_of_a_folder_are_named(spoil, tmp_path):
     raw = write(tmp_path / "raw", KEYS, as_colours, ("classes.csv", CSV))
     message = spoil(raw)
     with pytest.raises(UserError, match=message):
@@ -263,7 +263,7 @@ def test_what_is_wrong_is_named(spoil, tmp_path):
     assert not list((tmp_path / "data").glob("*"))
 
 
-def test_coloured_masks_without_colours(tmp_path):
+def test_coloured_masks_without_a_colour_list_are_an_error(tmp_path):
     raw = write(tmp_path / "raw", KEYS, as_colours)
     with pytest.raises(UserError, match=r"00.png: label has mode RGB.* or classes.csv with the colours"):
         builders.prepare("folder", raw, tmp_path / "data", report=quiet)
@@ -288,14 +288,14 @@ def test_coloured_masks_without_colours(tmp_path):
         ({"labelmap.txt": "a:red::\n"}, "'a:red::': want a name and its colour"),
     ],
 )
-def test_lists_of_classes_that_cannot_be(files, message, tmp_path):
+def test_bad_lists_of_classes_are_user_errors(files, message, tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         class_lists.read(tmp_path)
 
 
-def test_lists_of_classes_with_blanks_and_a_byte_order_mark(tmp_path):
+def test_blanks_and_a_byte_order_mark_in_lists_of_classes_are_skipped(tmp_path):
     (tmp_path / "classes.csv").write_text('\ufeffid,Name,r,g,b\n\n1,"cat, small",1,2,3\n2,Ignore,4,5,6\n')
     found = class_lists.read(tmp_path)
     assert found.table.classes == ("cat, small",) and found.table.raw_ids == {0: 0, 1: 255}

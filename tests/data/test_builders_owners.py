@@ -105,7 +105,7 @@ def assert_labels(split, raws, expected):
         np.testing.assert_array_equal(example["label"], lookup[raw])
 
 
-def test_ade20k(tmp_path):
+def test_ade20k_is_prepared_with_its_ids(tmp_path):
     raws = {"training": {}, "validation": {}}
     for part, prefix in (("training", "train"), ("validation", "val")):
         for i, size in enumerate(SIZES):
@@ -141,7 +141,7 @@ def cityscapes_raw(folder, test=True):
     return raws
 
 
-def test_cityscapes(tmp_path):
+def test_cityscapes_is_prepared_with_its_ids_and_an_unlabelled_test_split(tmp_path):
     raws = cityscapes_raw(tmp_path / "raw")
     splits = splits_of("cityscapes", tmp_path / "raw", tmp_path, trains=True)
     assert list(splits) == ["train", "val", "test"]
@@ -156,13 +156,13 @@ def test_cityscapes(tmp_path):
     assert back.tolist() == [evaluated] and back.dtype == np.uint8
 
 
-def test_cityscapes_without_its_test_images(tmp_path):
+def test_cityscapes_without_test_images_has_two_splits(tmp_path):
     cityscapes_raw(tmp_path / "raw", test=False)
     assert list(builders.BUILDERS["cityscapes"].splits(tmp_path / "raw")) == ["train", "val"]
 
 
 @pytest.mark.parametrize("layout", ["flat", "owners"])
-def test_coco_stuff_164k(layout, tmp_path):
+def test_coco_stuff_164k_is_prepared_from_both_layouts(layout, tmp_path):
     images, labels = ("", "stuffthingmaps") if layout == "flat" else ("images", "annotations")
     present = [i - 1 for i, _ in coco_stuff.CLASSES]
     raws = {"train2017": {}, "val2017": {}}
@@ -203,7 +203,7 @@ def coco_stuff_10k_raw(folder):
     return raws
 
 
-def test_coco_stuff_10k(tmp_path):
+def test_coco_stuff_10k_is_prepared_from_matlab_files(tmp_path):
     raws = coco_stuff_10k_raw(tmp_path / "raw")
     splits = splits_of("coco_stuff10k", tmp_path / "raw", tmp_path, trains=True)
     assert list(splits) == ["train", "test"] and splits["test"].labelled
@@ -252,7 +252,7 @@ def test_bad_matlab_files_are_named(spoil, tmp_path):
         builders.prepare("coco_stuff10k", tmp_path / "raw", tmp_path / "x", allow_partial=True, report=quiet)
 
 
-def test_lists_that_do_not_fit(tmp_path):
+def test_lists_that_name_missing_files_are_errors(tmp_path):
     coco_stuff_10k_raw(tmp_path / "raw")
     path = tmp_path / "raw" / "imageLists" / "test.txt"
     splits = builders.BUILDERS["coco_stuff10k"].splits
@@ -313,7 +313,7 @@ def pascal_raw(folder, kind, lists="."):
         ),
     ],
 )
-def test_pascal_context(kind, lists, expected, tmp_path):
+def test_pascal_context_is_prepared_from_every_kind_of_labels(kind, lists, expected, tmp_path):
     raws = pascal_raw(tmp_path / "raw", kind, lists)
     splits = splits_of("pascal_context", tmp_path / "raw", tmp_path, trains=kind == "trainval")
     names = list(raws)
@@ -322,7 +322,7 @@ def test_pascal_context(kind, lists, expected, tmp_path):
     assert_labels(splits["val"], {name: raws[name] for name in names[2:]}, expected)
 
 
-def test_pascal_contexts_own_list_of_names_counts(tmp_path):
+def test_pascal_contexts_59_labels_txt_overrides_the_order(tmp_path):
     pascal_raw(tmp_path / "raw", "59_context_labels")
     spelt = {"table": "dining table", "bedclothes": "bedcloth", "cloth": "clothes"}
     names = [spelt.get(name, name) for name in ALPHABETICAL]
@@ -340,7 +340,7 @@ def test_pascal_contexts_own_list_of_names_counts(tmp_path):
             builders.BUILDERS["pascal_context"].table(tmp_path / "raw")
 
 
-def test_pascal_contexts_full_list_of_names_counts(tmp_path):
+def test_pascal_contexts_labels_txt_overrides_the_ids(tmp_path):
     pascal_raw(tmp_path / "raw", "trainval")
     full = {number: name for name, number in pascal_context.CLASSES}
     lines = [f"{i}: {full.get(i, f'thing{i}')}" for i in range(1, 460)]
@@ -360,12 +360,12 @@ def test_ids_of_the_59_among_the_459_are_alphabetical_as_the_full_list():
 @pytest.mark.parametrize(
     "dataset", ["ade20k", "cityscapes", "coco_stuff164k", "coco_stuff10k", "pascal_context"]
 )
-def test_a_wrong_folder_is_told_with_the_layout(dataset, tmp_path):
+def test_a_wrong_folder_is_an_error_with_the_layout(dataset, tmp_path):
     with pytest.raises(UserError, match="no such folder; want SOURCE/"):
         builders.prepare(dataset, tmp_path, tmp_path / "data", report=quiet)
 
 
-def test_empty_folders_are_told(tmp_path):
+def test_empty_folders_are_errors(tmp_path):
     for part in ("images/training", "images/validation", "annotations/training", "annotations/validation"):
         (tmp_path / "raw" / part).mkdir(parents=True)
     with pytest.raises(UserError, match="'ade20k': no images in split 'train'; want SOURCE/"):

@@ -20,7 +20,7 @@ def expected(split, indices):
     return pixels, beside
 
 
-def test_counts(camvid_dir):
+def test_pixels_of_each_class_are_counted(camvid_dir):
     split, lines = open_split(camvid_dir, "camvid", "train"), []
     for found, want in zip(class_counts(split, report=lines.append), expected(split, range(6)), strict=True):
         np.testing.assert_array_equal(found, want)
@@ -28,7 +28,7 @@ def test_counts(camvid_dir):
     assert (expected(split, range(6))[0] > 0).all()
 
 
-def test_a_label_that_cannot_be_read(spoilt_dir, monkeypatch):
+def test_an_unreadable_label_raises_or_is_skipped(spoilt_dir, monkeypatch):
     """A spoilt image is no hindrance; a spoilt label is named, or left out."""
     split = open_split(spoilt_dir, "camvid", "train")
     class_counts(split)
@@ -41,14 +41,14 @@ def test_a_label_that_cannot_be_read(spoilt_dir, monkeypatch):
     np.testing.assert_array_equal(class_counts(split, skip_corrupt=True)[0], kept)
 
 
-def test_a_split_without_labels(camvid_dir, monkeypatch):
+def test_a_split_without_labels_is_refused(camvid_dir, monkeypatch):
     split = open_split(camvid_dir, "camvid", "train")
     monkeypatch.setattr(split, "labelled", False)
     with pytest.raises(UserError, match="split 'train' has no labels to count"):
         class_counts(split)
 
 
-def test_a_system_gets_the_weights_and_its_config_stays(camvid_dir):
+def test_balance_gives_the_loss_weights_and_leaves_the_config(camvid_dir):
     config = configuration.default()
     configuration.set_tiny(config)
     config.data.update({"dataset": "camvid", "num_classes": 11, "data_dir": str(camvid_dir)})

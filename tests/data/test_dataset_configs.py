@@ -1,4 +1,4 @@
-"""The configs of the data sets: valid, and with the crops, classes and steps of spec section 2."""
+"""The configs of the data sets: valid, and with the crops, classes and steps of the paper."""
 
 import importlib.util
 from pathlib import Path
@@ -34,7 +34,7 @@ def get_config(name, arguments=""):
         ("folder", "classes=7,weights=x.safetensors", "folder", (513, 513), 4000, "val"),
     ],
 )
-def test_what_a_run_gets(name, arguments, dataset, crop, steps, eval_split):
+def test_crop_steps_and_classes_of_each_config(name, arguments, dataset, crop, steps, eval_split):
     config = get_config(name, arguments)
     configuration.validate(config)
     assert config.data.dataset == dataset and dataset in builders.BUILDERS
@@ -47,13 +47,13 @@ def test_what_a_run_gets(name, arguments, dataset, crop, steps, eval_split):
 
 
 @pytest.mark.parametrize("name", ["pascal_context", "coco_stuff", "cityscapes", "ade20k", "folder"])
-def test_tiny_is_on_the_embedded_data_set(name):
+def test_tiny_configs_use_the_embedded_data_set(name):
     config = get_config(name, "tiny,size=10k" if name == "coco_stuff" else "tiny")
     configuration.validate(config)
     assert config.data.dataset == "shapes" and config.data.eval_split == "val" and config.train.steps == 4
 
 
-def test_there_are_two_sizes_of_coco_stuff():
+def test_an_unknown_size_of_coco_stuff_is_an_error():
     with pytest.raises(UserError, match=r"size='20k'.*164k.*10k"):
         get_config("coco_stuff", "size=20k")
 
@@ -78,12 +78,12 @@ def test_crops_of_a_folder_fit_its_images(arguments, crop, scale):
 
 
 @pytest.mark.parametrize("images", ["480", "480x", "0x360", "480X360", "480x360x3"])
-def test_sizes_of_images_that_are_none(images):
+def test_bad_image_sizes_are_errors(images):
     with pytest.raises(UserError, match=rf"images={images}': want WIDTHxHEIGHT"):
         get_config("folder", f"images={images}")
 
 
-def test_a_small_run_needs_no_weights_and_takes_some():
+def test_small_folder_configs_train_with_and_without_weights():
     config = get_config("folder", "small")
     assert config.model.backbone.name == "resnet18" and not config.model.backbone.weights
     assert config.train.dtype == "float32" and config.train.steps <= 300

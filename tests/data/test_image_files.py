@@ -1,4 +1,4 @@
-"""Pictures that claim more pixels than there may be are known by their headers, wherever they are read."""
+"""Images that claim more pixels than there may be are known by their headers, wherever they are read."""
 
 import struct
 import zlib
@@ -62,7 +62,7 @@ def no_decoder(monkeypatch):
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_are_refused_by_their_header(name, tmp_path, no_decoder):
+def test_oversized_images_are_refused_by_their_header(name, tmp_path, no_decoder):
     path = tmp_path / name
     path.write_bytes(BOMBS[name])
     with pytest.raises(image_files.TooLargeError, match=SAYS):
@@ -77,7 +77,7 @@ def test_bombs_are_refused_by_their_header(name, tmp_path, no_decoder):
         class_lists.ColourMasks("classes.csv", np.array([(0, 0, 0)])).read(path)
 
 
-def test_the_limit_itself(monkeypatch, tmp_path):
+def test_images_at_the_limit_are_decoded(monkeypatch, tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (12, 10)).save(path)
     monkeypatch.setattr(image_files, "MAX_PIXELS", 120)
@@ -88,7 +88,7 @@ def test_the_limit_itself(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["image", "label"])
-def test_bombs_in_a_prepared_set_are_bad_records(part, camvid_raw, tmp_path, monkeypatch):
+def test_oversized_images_in_a_prepared_set_are_corrupt_records(part, camvid_raw, tmp_path, monkeypatch):
     bomb = BOMBS["near.png"]
 
     def example(record, table, labelled):

@@ -58,7 +58,7 @@ def test_many_unknown_values_fit_one_line():
 
 
 @pytest.mark.parametrize("each", [table(), *TABLES.values()], ids=lambda t: t.name)
-def test_a_table_survives_being_saved(each):
+def test_a_table_survives_json(each):
     back = LabelTable.from_json(each.to_json())
     assert back == each and hash(back) == hash(each)
     assert back.palette.dtype == np.uint8 and back.raw_ids == each.raw_ids
@@ -68,7 +68,7 @@ def test_a_table_survives_being_saved(each):
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"name": "x", "classes": ["a"], "palette": [], "raw_ids": {}}', "null"]
 )
-def test_what_is_no_table_is_an_error(text):
+def test_bad_json_is_a_user_error(text):
     with pytest.raises(UserError, match="label table"):
         LabelTable.from_json(text)
 

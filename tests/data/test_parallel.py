@@ -8,7 +8,7 @@ import pytest
 from hfgd_jax.data.builders.parallel import Progress, ordered_map
 
 
-def test_results_come_in_order_whoever_is_first():
+def test_results_come_in_the_items_order():
     second_is_done = threading.Event()
 
     def work(item):
@@ -21,7 +21,7 @@ def test_results_come_in_order_whoever_is_first():
     assert list(ordered_map(work, range(20), threads=2)) == [i * i for i in range(20)]
 
 
-def test_it_works_little_ahead():
+def test_at_most_two_items_a_thread_are_ahead():
     started = []
     results = ordered_map(lambda item: started.append(item), iter(range(1000)), threads=3)
     for _ in range(5):
@@ -30,7 +30,7 @@ def test_it_works_little_ahead():
     assert len(started) <= 5 + 2 * 3
 
 
-def test_an_exception_stands_in_its_items_place():
+def test_an_exception_is_raised_in_its_items_place():
     def work(item):
         if item == 7:
             raise KeyError(item)
@@ -44,7 +44,7 @@ def test_an_exception_stands_in_its_items_place():
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_over_each_other_or_one_line_every_while(terminal):
+def test_progress_overwrites_its_line_on_terminals_alone(terminal):
     stream = io.StringIO()
     stream.isatty = lambda: terminal
     progress = Progress(stream, seconds=1000)

@@ -47,7 +47,7 @@ def assert_same(one, other):
 # -- training --
 
 
-def test_what_a_batch_holds(shapes):
+def test_shapes_and_types_of_a_batch(shapes):
     for batch in take(shapes, 3):
         assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
             "image": ((4, 33, 49, 3), "uint8"),
@@ -106,7 +106,7 @@ def test_a_record_looks_different_in_each_epoch(shapes):
     assert all(len(set(images)) == 2 for images in seen.values())
 
 
-def test_a_batch_larger_than_the_split(shapes):
+def test_a_batch_may_be_larger_than_the_split(shapes):
     (batch,) = take(shapes, 1, batch_size=60)
     assert sorted(Counter(batch["index"].tolist()).values())[0] >= 2
 
@@ -120,7 +120,7 @@ def test_input_scale_multiplies_the_random_scale(shapes):
         assert (batch["label"][row, 80:] == 255).all() and (batch["label"][row, :, 96:] == 255).all()
 
 
-def test_a_corrupt_record_stops_and_is_named(spoilt_dir):
+def test_a_corrupt_record_raises_with_its_name(spoilt_dir):
     split = prepared.open_split(spoilt_dir, "camvid", "train")
     with pytest.raises(prepared.CorruptRecordError, match=r"'camvid' .*split 'train', record [23] "):
         take(split, 5)
@@ -154,7 +154,7 @@ def test_corrupt_records_are_skipped_and_counted(spoilt_dir):
         ({"process_index": 2, "process_count": 2}, "process 2: want one from 0 to 1"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(shapes, options, message):
+def test_batch_sizes_that_processes_cannot_share_are_refused(shapes, options, message):
     with pytest.raises(UserError, match=message):
         take(shapes, 1, **options)
 
@@ -166,7 +166,7 @@ def test_unlabelled_splits_are_not_trained_on(shapes_dir):
         take(split, 1)
 
 
-def test_closing_early_and_twice(shapes):
+def test_batches_can_be_closed_early_and_twice(shapes):
     batches = pipeline.train_batches(shapes, data_config(), batch_size=4, seed=0, mean_pixel=MEAN)
     next(batches)
     batches.close()
@@ -187,7 +187,9 @@ def evaluate(split, **options):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", [6, 12])
-def test_each_record_once_and_as_many_batches_everywhere(camvid, shapes_dir, batch_size, processes, threads):
+def test_evaluation_takes_each_record_once_in_as_many_batches_a_process(
+    camvid, shapes_dir, batch_size, processes, threads
+):
     """5 records of several sizes and 8 of one: no batch size divides them."""
     for split in (camvid, prepared.open_split(shapes_dir, "shapes", "val")):
         runs = [
@@ -222,7 +224,7 @@ def together(split, processes, **options):
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("processes", "batch_size"), [(1, 3), (2, 6), (3, 3)])
-def test_each_record_once_from_worker_processes(camvid, processes, batch_size, workers):
+def test_evaluation_takes_each_record_once_from_worker_processes(camvid, processes, batch_size, workers):
     """5 records of several sizes; a worker takes every second batch, or all of them."""
     steps = together(camvid, processes, batch_size=batch_size, workers=workers)
     index = np.concatenate([batch["index"] for step in steps for batch in step])
@@ -232,14 +234,14 @@ def test_each_record_once_from_worker_processes(camvid, processes, batch_size, w
         assert_same([whole], [{key: np.concatenate([b[key] for b in joined]) for key in whole}])
 
 
-def test_more_workers_than_batches(shapes_dir):
+def test_more_workers_than_batches_are_allowed(shapes_dir):
     split = prepared.open_split(shapes_dir, "shapes", "val")
     (batch,) = evaluate(split, batch_size=9, workers=3)
     assert batch["index"].tolist() == [*range(8), -1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
-def test_pictures_and_labels_lie_whole_in_their_canvases(camvid, batch_size):
+def test_images_and_labels_lie_whole_in_their_canvases(camvid, batch_size):
     fillers = 0
     for batch in evaluate(camvid, batch_size=batch_size):
         assert {k: v.dtype.name for k, v in batch.items()} == {
@@ -270,14 +272,14 @@ def test_pictures_and_labels_lie_whole_in_their_canvases(camvid, batch_size):
 
 
 @pytest.mark.parametrize(("geometry", "want"), [("align_corners", (161, 193)), ("half_pixel", (160, 192))])
-def test_one_size_gives_one_tight_shape(shapes_dir, geometry, want):
+def test_records_of_one_size_have_one_tight_canvas(shapes_dir, geometry, want):
     split = prepared.open_split(shapes_dir, "shapes", "val")
     batches = evaluate(split, batch_size=3, geometry=geometry)
     assert {b["image"].shape for b in batches} == {(3, *want, 3)}
     assert {b["label"].shape for b in batches} == {(3, *want)}
 
 
-def test_scales_are_for_the_picture_alone(camvid):
+def test_scales_change_the_image_and_not_the_label(camvid):
     for batch in evaluate(camvid, scales=(1.25, 0.5)):
         for row, index in enumerate(batch["index"]):
             if index < 0:
@@ -289,7 +291,7 @@ def test_scales_are_for_the_picture_alone(camvid):
             np.testing.assert_array_equal(batch["image"][row, : small.shape[0], : small.shape[1]], small)
 
 
-def test_every_view_is_the_same_picture(camvid):
+def test_every_view_is_the_same_image(camvid):
     scales = (0.5, 1.0, 1.75)
     with pipeline.eval_batches(camvid, batch_size=4, mean_pixel=MEAN, scales=scales, threads=2) as batches:
         for batch in batches:
@@ -313,7 +315,7 @@ def test_a_split_without_labels_is_all_ignored_at_its_own_size(camvid_dir):
             assert index < 0 or tuple(batch["size"][row]) == split.size(int(index))
 
 
-def test_corrupt_records_in_evaluation(spoilt_dir):
+def test_corrupt_records_in_evaluation_raise_or_are_ignored(spoilt_dir):
     split = prepared.open_split(spoilt_dir, "camvid", "train")
     with pytest.raises(prepared.CorruptRecordError, match="record 3"):
         evaluate(split)

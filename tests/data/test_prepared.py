@@ -10,7 +10,7 @@ from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
 
 
-def test_a_split_says_what_it_holds(shapes_dir):
+def test_a_split_has_length_ids_sizes_and_examples(shapes_dir):
     split = prepared.open_split(shapes_dir, "shapes", "val")
     assert len(split) == 8
     assert (split.dataset, split.split, split.labelled) == ("shapes", "val", True)
@@ -51,12 +51,12 @@ def test_a_split_can_be_pickled(shapes_dir):
         ),
     ],
 )
-def test_what_is_not_there_is_named(shapes_dir, dataset, split, message):
+def test_missing_data_sets_and_splits_are_named(shapes_dir, dataset, split, message):
     with pytest.raises(UserError, match=message):
         prepared.open_split(shapes_dir, dataset, split)
 
 
-def test_another_version_wants_preparing_anew(tmp_path):
+def test_another_version_asks_for_preparing_again(tmp_path):
     (tmp_path / "shapes" / "0.9.0").mkdir(parents=True)
     with pytest.raises(
         UserError, match=r"not in version 1.0.0 in .*prepare --dataset shapes .* --overwrite$"

@@ -58,7 +58,7 @@ def test_every_split_has_all_nine_classes(split):
         (scenes.SKY, scenes.ROAD, False),
     ],
 )
-def test_which_classes_colour_alone_can_tell_apart(series, one, other, alike):
+def test_only_the_intended_classes_share_colours(series, one, other, alike):
     """From scene to scene a class changes its colour by more than it differs from one that is alike."""
     means = [
         [image[label == k].mean(0) for k in (one, other)] for image, label in series if (label == other).any()

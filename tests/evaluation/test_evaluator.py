@@ -15,7 +15,7 @@ from hfgd_jax import config as configuration
 from hfgd_jax.data.prepared import open_split
 from hfgd_jax.errors import UserError
 from hfgd_jax.evaluation.boundaries import Details
-from hfgd_jax.evaluation.evaluator import Evaluator, run, sum_over_processes
+from hfgd_jax.evaluation.evaluator import Evaluator, run
 from hfgd_jax.inference.tiles import TiledPredictor
 from hfgd_jax.runs import system
 from hfgd_jax.runs.checkpoints import Checkpoints, meta
@@ -61,15 +61,15 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_matrix_is_that_of_the_predictions_one_by_one(trained, small, name):
+def test_the_matrix_equals_that_of_single_predictions(trained, small, name):
     config, made, _, split = trained
     model, variables = small
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(SETTINGS[name] | {"eval.details": True})
     evaluator = Evaluator(model, config, made.mesh)
-    told = []
-    scores = evaluator.score(variables, split, made.mean_pixel, on_batch=told.append)
-    assert told[-1] == len(split)
+    images_done = []
+    scores = evaluator.score(variables, split, made.mean_pixel, on_batch=images_done.append)
+    assert images_done[-1] == len(split)
     predictor = TiledPredictor(evaluator.inference, variables, made.mean_pixel)
     predictor.plan([split.size(i) for i in range(len(split))])
     want, details = np.zeros((11, 11), np.int64), Details(11)
@@ -84,11 +84,6 @@ def test_the_matrix_is_that_of_the_predictions_one_by_one(trained, small, name):
     assert (want.sum(0) > 0).sum() > 2
     assert details.counts[1].sum() > 0
     assert np.abs(scores.details.counts - details.counts).sum() <= 0.01 * details.counts.sum()
-
-
-def test_counts_pass_between_processes_whole():
-    counts = np.array([[0, 1, 2**30 - 1], [2**30, 2**31 + 5, 2**45 + 3]])
-    np.testing.assert_array_equal(sum_over_processes(counts), counts)
 
 
 def test_an_evaluation_stops_when_asked(trained, small):
@@ -126,7 +121,7 @@ def finished(trained):
     return config
 
 
-def test_several_checkpoints_and_a_finished_run(trained, finished, tmp_path, capsys):
+def test_several_checkpoints_are_scored_and_recorded(trained, finished, tmp_path, capsys):
     save(trained, tmp_path, 1, 2, 3)
     assert run(finished, str(tmp_path), "2, latest") == 0
     assert [record["step"] for record in records(tmp_path)] == [2, 3]
@@ -171,7 +166,7 @@ def watched(trained, small, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_watching_a_run_that_goes_on(finished, watched, monkeypatch, capsys):
+def test_watching_scores_each_new_checkpoint_of_a_run(finished, watched, monkeypatch, capsys):
     looks, folder = [], watched / "checkpoints"
 
     def wait(stop, seconds):
@@ -193,7 +188,7 @@ def test_watching_a_run_that_goes_on(finished, watched, monkeypatch, capsys):
     assert capsys.readouterr().out.count("mIoU: 0.") == 3
 
 
-def test_a_checkpoint_that_the_run_removes_is_passed_over(finished, watched, monkeypatch, capsys):
+def test_watching_skips_a_checkpoint_that_the_run_removes(finished, watched, monkeypatch, capsys):
     """The run keeps a few: one may go between the look and the reading."""
     (watched / "checkpoints" / "3").mkdir()
     (watched / "checkpoints" / "1").rmdir()

@@ -4,6 +4,7 @@ import json
 from fractions import Fraction
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,9 +66,9 @@ def test_matrix_equals_a_loop_over_pixels(maps, dtype):
     assert got.sum() == (labels != 255).sum()
 
 
-def test_the_tpu_way_counts_the_same(maps):
+def test_one_hot_products_count_the_same_as_scattering(maps):
     labels, predictions = (x.astype(np.int32) for x in maps)
-    got = metrics._by_products(labels, predictions, 7)
+    got = metrics._by_products(jnp.asarray(labels), jnp.asarray(predictions), 7)
     np.testing.assert_array_equal(got, _loop(labels, predictions, 7))
 
 
@@ -88,7 +89,7 @@ def test_counts_beyond_float32_are_exact():
     assert matrix[0, 0] == 4097 * 4096 - 1
 
 
-def test_ids_out_of_range(maps):
+def test_ids_out_of_range_are_ignored_in_labels_and_clipped_in_predictions(maps):
     labels = np.array([[[0, 2, 200, 254, -1]]], np.int32)
     predictions = np.array([[[3, 99, 0, 0, 0]]], np.int32)
     matrix = np.asarray(metrics.confusion_matrix(labels, predictions, 3))
@@ -97,6 +98,7 @@ def test_ids_out_of_range(maps):
     np.testing.assert_array_equal(matrix, want)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="differ in shape"):
         metrics.confusion_matrix(np.zeros((1, 2, 3), int), np.zeros((1, 3, 2), int), 2)
@@ -134,13 +136,14 @@ def test_int32_matrices_do_not_overflow():
     assert got["mIoU"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("matrix", [np.zeros((2, 3), int), np.zeros((3, 3), int), np.zeros((2, 2))])
 def test_wrong_matrices_are_refused(matrix):
     with pytest.raises(ValueError, match="want integers for 2 classes"):
         metrics.summarize(matrix, ["a", "b"])
 
 
-def test_table_tells_everything():
+def test_the_table_has_every_class_and_the_means():
     matrix = np.array([[30_000, 10_000, 0], [0, 20_000, 0], [0, 0, 0]])
     lines = metrics.table(matrix, ["road", "a long name", "sky"]).splitlines()
     assert lines[0].split() == ["class", "IoU", "%", "accuracy", "%", "labelled", "px", "predicted", "px"]

@@ -308,7 +308,7 @@ def test_onnx_says_what_it_needs(exported, tmp_path, monkeypatch):
 
 
 DEFAULTS = {"mode": "export", "input": None, "output": "b", "checkpoint": None, "ids": "train"}
-DEFAULTS |= {"dtypes": list(exporter.DTYPES), "fold_batch_norm": False}
+DEFAULTS |= {"dtypes": list(exporter.DTYPES), "fold_batch_norm": False, "overwrite": False}
 
 
 @pytest.mark.parametrize(
@@ -320,14 +320,16 @@ DEFAULTS |= {"dtypes": list(exporter.DTYPES), "fold_batch_norm": False}
         ({"dtypes": ["float16"]}, "--dtypes=float16: want float32 or bfloat16, or both"),
         ({"dtypes": []}, "--dtypes=: want"),
         ({"mode": "eval"}, "--output=b: only with --mode=predict or export"),
+        ({"mode": "train", "output": None, "overwrite": True}, "--overwrite: only with"),
+        ({"mode": "train", "output": None, "checkpoint": "best"}, "--checkpoint=best: only with --mode=eval"),
         ({"mode": "train", "output": None, "fold_batch_norm": True}, "--fold_batch_norm: only with"),
         ({"mode": "train", "output": None, "dtypes": ["float32"]}, "--dtypes: only with --mode=export"),
     ],
 )  # fmt: skip
 def test_flags_that_do_not_belong_are_refused(changes, says):
-    assert main._flags_belong_to_mode(DEFAULTS)
+    assert main.check_mode(DEFAULTS)
     with pytest.raises(flags.ValidationError, match=says):
-        main._flags_belong_to_mode(DEFAULTS | changes)
+        main.check_mode(DEFAULTS | changes)
 
 
 @pytest.mark.slow

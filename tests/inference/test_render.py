@@ -71,6 +71,7 @@ def test_overlay_of_bright_colours_does_not_wrap():
     assert (got == 255).all()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_overlay_needs_one_size(scene):
     image, mask = scene
     with pytest.raises(ValueError, match="differ in size"):

@@ -95,7 +95,7 @@ def test_other_sizes_in_one_batch_and_an_input_scale():
 
 def test_a_mirror_image_stays_at_the_left():
     images = np.random.default_rng(0).integers(0, 255, (2, 5, 9, 3)).astype(np.uint8)
-    got = np.asarray(mirror(images, np.array([[5, 9], [3, 4]])))
+    got = np.asarray(mirror(jnp.asarray(images), jnp.array([[5, 9], [3, 4]])))
     np.testing.assert_array_equal(got[0], images[0, :, ::-1])
     np.testing.assert_array_equal(got[1, :, :4], images[1, :, 3::-1])
     np.testing.assert_array_equal(got[1, :, 4:], images[1, :, 4:])
@@ -105,10 +105,10 @@ def test_logits_past_the_images_own_grid_are_never_read():
     for name in ("align_corners", "half_pixel"):
         grid = geometry.grid_size((90, 40), name)
         h, w = geometry.feature_size(grid, 4, name)
-        maps = np.random.default_rng(0).normal(size=(1, h, w, 2)).astype(np.float32)
-        size = np.array([[60, 31]])
+        maps = jax.random.normal(jax.random.key(0), (1, h, w, 2))
+        size = jnp.array([[60, 31]])
         own = geometry.feature_size(geometry.grid_size((60, 31), name), 4, name)
-        tight = np.ascontiguousarray(maps[:, : own[0], : own[1]])
+        tight = maps[:, : own[0], : own[1]]
         wide, narrow = (
             logits_at_label(m, size, size, (60, 31), output_stride=4, geometry=name) for m in (maps, tight)
         )
@@ -193,11 +193,11 @@ def test_windows_with_scales_and_mirror_images():
 
 
 def test_every_picture_has_its_own_windows():
-    size, window, stride = np.array([[97, 300], [65, 97]]), (65, 97), (32, 64)
+    size, window, stride = jnp.array([[97, 300], [65, 97]]), (65, 97), (32, 64)
     found = {(0, 0): [], (0, 1): [], (1, 0): []}
     assert sliding.window_count(97, 65, 32) == 2 and sliding.window_count(321, 97, 64) == 5
     for column in range(5):
-        start, there = sliding.window_starts(size, np.array([0, column]), window, stride)
+        start, there = sliding.window_starts(size, jnp.array([0, column]), window, stride)
         found[0, 0] += [int(start[0, 1])] if there[0] else []
         found[1, 0] += [int(start[1, 1])] if there[1] else []
     assert found[0, 0] == starts_of(300, 97, 64) == [0, 64, 128, 192, 224]

@@ -17,6 +17,7 @@ _PARSER = """
 import json, os, sys
 from absl import flags
 from hfgd_jax import main
+main.define_flags()
 for argv in json.loads(sys.argv[1]):
     if not os.fork():
         sys.argv = argv = main.with_saved_config(argv)  # ml_collections reads overrides from there

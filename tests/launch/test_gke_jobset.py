@@ -14,7 +14,7 @@ from launchers import LAUNCH, ROOT, load, main_flags, run
 gke = load("gke_jobset")
 SCHEMA = json.loads(Path(__file__).with_name("jobset_schema.json").read_text())
 KUBERNETES = "1.31"
-SETTINGS = gke.EXAMPLES | {"TOPOLOGY": "4x4"}
+SETTINGS = {name: example for name, (example, *_) in gke.EXAMPLES.items()}
 
 
 def _jobset(arguments=("--config=configs/demo.py",), **more):
@@ -55,7 +55,7 @@ def test_dry_run_is_a_valid_jobset_of_our_run():
     assert mounts.keys() == {"/data", "/dev/shm"} and set(mounts.values()) == volumes.keys()
 
 
-def test_a_mistake_ends_it_and_all_else_restarts():
+def test_exit_code_2_fails_the_jobset_and_others_restart_it():
     spec = _jobset(RESTARTS="7")["spec"]
     (rule,) = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"]["values"] == [2] and rule["action"] == "FailJob"
@@ -65,7 +65,7 @@ def test_a_mistake_ends_it_and_all_else_restarts():
     assert spec["failurePolicy"]["maxRestarts"] == 7
 
 
-def test_xpk_knows_it():
+def test_labels_are_those_of_xpk():
     jobset = _jobset()
     assert jobset["metadata"]["labels"]["xpk.google.com/workload"] == jobset["metadata"]["name"] == "first"
     assert jobset["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "multislice-queue"
@@ -80,7 +80,7 @@ def test_hosts_of_a_slice(topology, chips, hosts):
     assert f"--expect_devices={chips}" in _pod(jobset)["containers"][0]["args"]
 
 
-def test_any_argument_arrives_as_it_is():
+def test_arguments_arrive_unchanged():
     odd = ["--workdir=a: b # c", '--x="q"', "--y=$HOME", "--z={1}", "--v=$(NAME)"]
     args = _pod(_jobset(odd))["containers"][0]["args"]
     assert args[-6:-2] == odd[:-1] and args[-2] == "--v=$$(NAME)"  # Kubernetes makes it $(NAME) again
@@ -121,12 +121,12 @@ def test_wrong_settings_are_named_with_their_value(name, value):
         gke.settings(SETTINGS | {name: value})
 
 
-def test_nothing_to_run_is_told_in_one_line():
+def test_missing_arguments_are_one_line():
     code, out, err = run(sys.executable, LAUNCH / "gke_jobset.py", "--dry-run", **SETTINGS)
     assert code == 2 and not out and err.count("\n") == 1 and "put hfgd_jax.main's flags after --" in err
 
 
-def test_image_copies_what_is_there_and_installs_it():
+def test_the_image_copies_existing_files_and_installs_them():
     lines = (LAUNCH / "Dockerfile").read_text().splitlines()
     copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
     assert {"hfgd_jax", "configs", "pyproject.toml"} <= set(copied)

@@ -58,7 +58,7 @@ def test_device_count_replaces_that_of_the_environment():
         (["--procs", "2", "--", "x"], "unrecognized arguments: --procs"),
     ],
 )
-def test_wrong_options_are_told(words, told, capsys):
+def test_wrong_options_are_errors(words, told, capsys):
     with pytest.raises(SystemExit) as ended:
         pod.parse(words)
     assert ended.value.code == 2 and told in capsys.readouterr().err
@@ -82,7 +82,7 @@ def _state(process):
     return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
-def test_where_one_dies_the_others_are_ended_with_their_workers(tmp_path):
+def test_when_one_process_dies_the_others_and_their_workers_are_ended(tmp_path):
     note = tmp_path / "worker"
     patient = (
         "import signal, subprocess, sys, time\n"
@@ -107,7 +107,7 @@ def test_where_one_dies_the_others_are_ended_with_their_workers(tmp_path):
         pytest.fail("the worker still runs")
 
 
-def test_a_killed_process_is_a_crash_and_a_kind_end_is_waited_for():
+def test_a_killed_process_is_a_crash_and_the_others_get_time_to_end():
     assert _run("import os; os.kill(os.getpid(), 9)", "import time; time.sleep(60)")[0] == 137
     code, seconds = _run(
         "raise SystemExit(143)", "import time; time.sleep(0.7); raise SystemExit(143)", grace=0
@@ -132,7 +132,7 @@ def _standing(folder, script, *options):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_go_to_all_once(tmp_path, number):
+def test_signals_are_passed_to_all_processes_once(tmp_path, number):
     script = (
         "import signal, time\n"
         "seen = []\n"
@@ -152,7 +152,7 @@ def test_signals_go_to_all_once(tmp_path, number):
     assert started.returncode == 128 + number
 
 
-def test_a_crash_is_tried_again_and_a_mistake_is_not(tmp_path):
+def test_crashes_are_restarted_and_user_errors_are_not(tmp_path):
     script = (
         "import os, pathlib, sys\n"
         "me = next(a for a in sys.argv if a.startswith('--process='))\n"

@@ -49,7 +49,7 @@ def _wait(condition):
     pytest.fail("it never happened")
 
 
-def test_run_gives_the_front_door_its_flags(host, tmp_path):
+def test_run_passes_the_flags_to_main(host, tmp_path):
     env = host(f'printf "%s\\n" "$@" >{tmp_path}/words; pwd >{tmp_path}/place')
     code, _, err = run(*HOST, "run", "--", "--config=configs/demo.py", "--workdir=/a b", **env)
     assert code == 0 and _code(env) == 0, err
@@ -59,7 +59,7 @@ def test_run_gives_the_front_door_its_flags(host, tmp_path):
 
 
 @pytest.mark.parametrize(("codes", "tries"), [("1 75 0", 3), ("2 0", 1), ("143 0", 1), ("1 1 1 1", 3)])
-def test_crashes_are_tried_again_and_nothing_else(host, tmp_path, codes, tries):
+def test_only_crashes_are_restarted(host, tmp_path, codes, tries):
     count = tmp_path / "count"
     env = host(f'echo x >>{count}; set -- {codes}; n=$(wc -l <{count}); exit "${{!n}}"')
     code, _, _ = run(*HOST, "run", "--", "--x", RESTARTS="2", **env)
@@ -80,7 +80,7 @@ def test_start_is_detached_and_stop_waits_for_the_save(host, tmp_path):
     assert code == 0 and "not running, last exit code 143" in out and (tmp_path / "saved").exists()
 
 
-def test_stop_by_force_ends_our_group_alone(host):
+def test_stop_kills_our_process_group_alone_after_the_timeout(host):
     other = subprocess.Popen(["sleep", "60"])
     env = host("trap '' TERM; echo $$; while :; do sleep 0.05; done")
     run(*HOST, "start", "--", "--x", **env)
@@ -95,7 +95,7 @@ def test_stop_by_force_ends_our_group_alone(host):
     other.wait()
 
 
-def test_a_number_that_went_to_another_process_is_not_ours(host):
+def test_a_reused_process_id_is_not_our_run(host):
     env = host("exit 0")
     stranger = subprocess.Popen(["sleep", "60"])
     Path(env["STATE"]).mkdir()
@@ -106,7 +106,7 @@ def test_a_number_that_went_to_another_process_is_not_ours(host):
     stranger.wait()
 
 
-def test_stale_lock_goes_and_a_held_one_stays(host):
+def test_a_stale_lock_is_removed_and_a_held_one_stays(host):
     env = host("exit 0")
     lock = Path(env["LIBTPU_LOCKFILE"])
     lock.touch()
@@ -120,7 +120,7 @@ def test_stale_lock_goes_and_a_held_one_stays(host):
 
 
 @pytest.mark.parametrize(("result", "left"), [(0, ["exit_code_0"]), (2, ["exit_code_2"]), (1, [])])
-def test_the_end_is_left_where_watch_looks(host, tmp_path, result, left):
+def test_the_exit_code_is_left_in_the_exit_folder(host, tmp_path, result, left):
     env = host(f"exit {result}")
     _script(
         tmp_path / "bin" / "gcloud", f'[[ "$1 $2 $3" == "storage cp -" ]] && touch "{tmp_path}/${{4##*/}}"'
@@ -149,7 +149,7 @@ SBATCH = ["bash", LAUNCH / "slurm.sbatch"]
 TRAIN = ["--", "--config=configs/demo.py", "--config.eval.scales=(0.5, 1)"]
 
 
-def test_slurm_dry_run():
+def test_slurm_dry_run_prints_the_command_of_the_job():
     code, out, err = run(*SBATCH, "--dry-run", *TRAIN, WORKDIR="/shared/a run", DATA_DIR="/d")
     assert code == 0, err
     submit, step = map(shlex.split, out.splitlines())
@@ -160,7 +160,7 @@ def test_slurm_dry_run():
     assert flags["expect_devices"] == 8 and step[-1] == "--config.data.data_dir=/d"
 
 
-def test_slurm_asks_for_what_its_head_says():
+def test_slurm_options_of_the_script():
     lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
     asked = dict(
         line.split()[1].lstrip("-").partition("=")[::2] for line in lines if line.startswith("#SBATCH")
@@ -209,6 +209,6 @@ def test_slurm_jobs_queue_themselves_again(tmp_path, result, left, restarts, aga
         (TRAIN, {"WORKDIR": "/w", "SLURM_JOB_ID": "1", "PYTHON": "/no/python"}, "PYTHON=/no/python"),
     ],
 )
-def test_slurm_mistakes_are_told_in_one_line(words, env, told):
+def test_slurm_mistakes_are_one_line_and_exit_code_2(words, env, told):
     code, _, err = run(*SBATCH, *words, **env)
     assert code == 2 and err.count("\n") == 1 and told in err

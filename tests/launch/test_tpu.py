@@ -83,11 +83,11 @@ def test_archive_holds_what_a_host_needs():
     [("v2-8", 8), ("v3-32", 32), ("v4-32", 16), ("v5p-128", 64), ("v5litepod-256", 256), ("v6e-64", 64)],
 )
 def test_devices_of_a_type(type_, devices):
-    code, out, _ = run("bash", "-c", f"source {LAUNCH}/tpu_common.sh; devices_of {type_}")
+    code, out, _ = run("bash", "-c", f"source {LAUNCH}/common.sh; devices_of {type_}")
     assert (code, out) == (0, f"{devices}\n")
 
 
-def test_queued_hosts_do_it_all_at_every_boot():
+def test_startup_script_installs_and_starts_at_every_boot():
     data = {"DATA_SOURCE": "gs://bucket/data", "DATA_DIR": "/data", "DATA_HOW": "mount", "RESTARTS": "9"}
     commands, script = _dry("tpu_queued.sh", "create", "--", *RUN, SPOT="1", **data)
     gcloud = [c for c in commands if c[0] == "gcloud"]
@@ -136,7 +136,7 @@ def test_missing_settings_are_named(script, name):
         ("tpu_queued.sh", ["create", "--", "x"], {"WORKDIR": "/runs"}, "WORKDIR=/runs: the disk goes"),
     ],
 )
-def test_mistakes_are_told_in_one_line(script, words, env, told):
+def test_mistakes_are_one_line_and_exit_code_2(script, words, env, told):
     code, _, err = run("bash", LAUNCH / script, "--dry-run", *words, **SETTINGS | env)
     assert code == 2 and err.count("\n") == 1 and told in err, err
 
@@ -187,7 +187,7 @@ def cloud(tmp_path):
 
 
 @pytest.mark.parametrize("code", [0, 2])
-def test_watch_asks_again_for_what_was_taken_back_and_ends_with_the_run(cloud, code):
+def test_watch_requests_suspended_capacity_again_and_ends_with_the_run(cloud, code):
     (cloud.folder / "state").write_text("ACTIVE\nSUSPENDING\nSUSPENDED\n")
     (cloud.folder / "next").write_text(f"PROVISIONING\nACTIVE\nACTIVE {code}\n")
     (found, out, err), calls = cloud("watch")
@@ -199,7 +199,7 @@ def test_watch_asks_again_for_what_was_taken_back_and_ends_with_the_run(cloud, c
     assert _started(script.splitlines()[-1])[1][-2:] == RUN
 
 
-def test_watch_creates_where_there_is_none_whatever_an_earlier_run_left(cloud):
+def test_watch_creates_the_request_and_ignores_old_exit_codes(cloud):
     (cloud.folder / "next").write_text("ACTIVE\nACTIVE 0\n")
     (cloud.folder / "exit_code_2").touch()
     (found, _, err), calls = cloud("watch")
@@ -207,7 +207,7 @@ def test_watch_creates_where_there_is_none_whatever_an_earlier_run_left(cloud):
     assert calls == ["create", "delete"]
 
 
-def test_watch_gives_up_at_some_point(cloud):
+def test_watch_fails_after_recreates_tries(cloud):
     (cloud.folder / "next").write_text("FAILED\n")
     (found, _, err), calls = cloud("watch", RECREATES="2")
     assert found == 2 and "t is FAILED after 2 tries" in err and calls.count("create") == 3

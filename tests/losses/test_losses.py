@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from hfgd_jax import config as configs
+from hfgd_jax import geometry
+from hfgd_jax.data import labels as label_tables
 from hfgd_jax.losses import car, cross_entropy, dice_loss, focal_loss, loss_divisor, total_loss
 from hfgd_jax.models import Outputs
 
@@ -27,6 +29,10 @@ def example(side=33, classes=4, seed=0):
     logits = jnp.asarray(rng.normal(size=(2, side, side, classes)), jnp.float32)
     labels = rng.choice([0, 1, 3, 255], size=(2, side, side)).astype(np.uint8)
     return logits, labels
+
+
+def test_the_ignored_label_is_that_of_the_data():
+    assert geometry.IGNORE == label_tables.IGNORE == 255
 
 
 def test_cross_entropy_at_the_pixels():

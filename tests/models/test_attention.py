@@ -37,7 +37,7 @@ def naive_axial(params, stats, x, heads):
 
 @pytest.fixture
 def axial(model_tools):
-    x = np.random.default_rng(0).normal(size=(2, 5, 7, 8)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 7, 8)), jnp.float32)
     module = AxialAttention(8, 2)
     variables = model_tools.randomize(jax.eval_shape(lambda: module.init(jax.random.key(0), x, False)))
     return module, variables, x
@@ -61,18 +61,18 @@ def test_axial_attention_is_the_same_in_training(axial):
 def test_self_attention_equals_naive(scale, bias, model_tools):
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
     module = SelfAttention(4, 10, scale, bias)
-    variables = model_tools.randomize(jax.eval_shape(lambda: module.init(jax.random.key(0), x)))
+    variables = model_tools.randomize(jax.eval_shape(module.init, jax.random.key(0), x))
     q, k, v = (
         x.reshape(2, 12, 6) @ np.asarray(layer["kernel"]) + layer.get("bias", 0.0)
         for layer in (variables["params"][part] for part in ("query", "key", "value"))
     )
     expected = np.stack([softmax(q[b] @ k[b].T / (2 if scale else 1)) @ v[b] for b in range(2)])
-    y = module.apply(variables, x)
+    y = module.apply(variables, jnp.asarray(x))
     np.testing.assert_allclose(y, expected.reshape(2, 3, 4, 10), atol=1e-5)
 
 
 def test_query_and_key_may_start_equal_and_values_small():
-    x = np.zeros((1, 3, 4, 8), np.float32)
+    x = jnp.zeros((1, 3, 4, 8))
     axial = AxialAttention(8, 2, equal_start=True).init(jax.random.key(0), x, False)["params"]
     whole = SelfAttention(4, 10, equal_start=True).init(jax.random.key(0), x)["params"]
     for params, prefix in ((axial, "height_"), (axial, "width_"), (whole, "")):

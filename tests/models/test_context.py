@@ -17,7 +17,7 @@ def encoder(name, **changes):
 
 
 def random_example(module, shape, model_tools, seed=0):
-    x = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, False))
     return x, model_tools.randomize(shapes, seed)
 

@@ -10,8 +10,9 @@ import pytest
 from flax import traverse_util
 
 from hfgd_jax.models import macs
-from hfgd_jax.models.backbones import BACKBONES, convnext
+from hfgd_jax.models.backbones import BACKBONES
 from hfgd_jax.models.backbones.convnext import VARIANTS, ConvNeXt
+from hfgd_jax.weights.names import convnext
 
 erf = np.vectorize(math.erf)
 DEPTHS, WIDTHS = (1, 1, 2, 1), (4, 6, 8, 10)
@@ -43,7 +44,7 @@ def shapes_of(net):
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(1).standard_normal((2, 67, 97, 3)).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(1).standard_normal((2, 67, 97, 3)), jnp.float32)
 
 
 def timm_weights(variables):
@@ -127,9 +128,9 @@ def test_equals_numpy(output_stride, images):
     pyramid = jax.jit(lambda v, x: net.apply(v, x, False))(variables, images)
     weights = timm_weights(variables)
     assert set(weights) - {f"norm{s}.{leaf}" for s in range(4) for leaf in ("weight", "bias")} == set(
-        convnext.targets(convnext._TIMM, DEPTHS)
+        convnext.targets(convnext.TABLES["timm"], DEPTHS)
     )
-    for level, want in numpy_convnext(weights, images[1].astype(np.float64), output_stride).items():
+    for level, want in numpy_convnext(weights, np.asarray(images[1], np.float64), output_stride).items():
         stride = min(level, output_stride)
         assert pyramid[level].shape == (2, 67 // stride, 97 // stride, WIDTHS[[4, 8, 16, 32].index(level)])
         assert relative(pyramid[level][1], want) < 2e-5
@@ -176,30 +177,6 @@ def test_multiply_accumulates(name, millions):
     assert sum(counts.values()) / 1e6 == pytest.approx(millions, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["convnext_a", "convnext_t"])
-def test_every_naming_names_every_leaf_once(name):
-    tree = shapes_of(BACKBONES[name].build())
-    leaves = {
-        ("params", *path): leaf.shape for path, leaf in traverse_util.flatten_dict(tree["params"]).items()
-    }
-    norms = {path for path in leaves if path[1].startswith("norm_")}
-    namings = {naming.name: naming for naming in BACKBONES[name].namings()}
-    assert list(namings) == ["timm", "torchvision", "transformers", "facebook", "transformers_dinov3"]
-    for naming in namings.values():
-        places = [(target.collection, *target.path) for target in naming.targets.values()]
-        assert len(set(places)) == len(places)
-        of_levels = {places[list(naming.targets).index(optional)] for optional in naming.optional}
-        assert of_levels == (norms if naming.name in ("transformers", "facebook") else set())
-        assert set(places) == set(leaves) - (norms - of_levels)
-        assert not any(naming.left_out(key) for key in naming.targets)
-        for key, target in naming.targets.items():
-            rank = len(leaves["params", *target.path])
-            assert (target.layout in ("conv", "linear")) == (target.path[-1] == "kernel"), key
-            assert target.layout == "conv" or rank < 4, key
-    expand = namings["timm"].targets["stages.2.blocks.1.mlp.fc1.weight"]
-    assert expand.layout == ("conv" if name == "convnext_a" else "linear")  # timm's atto has 1x1 convolutions
-
-
 def test_a_scan_gives_the_loop_s_outputs_and_gradients(images):
     """In training, with stochastic depth; the parameters are those of the loop."""
     images, key, results = images[:, :32, :32], jax.random.key(5), []
@@ -240,7 +217,7 @@ def test_stochastic_depth(images):
 
 def test_initialisation():
     """The authors': truncated normal of 0.02, zero biases, layer scale 1e-6; and the settings' rates."""
-    images = np.zeros((1, 32, 32, 3), np.float32)
+    images = jnp.zeros((1, 32, 32, 3))
     variables = jax.jit(lambda key: ConvNeXt((1,), (24,)).init(key, images, False))(jax.random.key(0))
     params = traverse_util.flatten_dict(variables["params"])
     assert sum(path[-1] == "kernel" for path in params) == 4

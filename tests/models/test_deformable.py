@@ -99,8 +99,8 @@ def test_offset_gradients_at_borders():
 )
 def test_zero_offsets_are_the_plain_convolution(size, stride, dilation):
     rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(2, 7, 6, 4)), rng.normal(size=(size, size, 4, 3))
-    x, kernel = x.astype(np.float32), kernel.astype(np.float32)
+    shapes = (2, 7, 6, 4), (size, size, 4, 3)
+    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
     expected = convolve(x, kernel, stride, dilation)
     masks = jnp.ones((*expected.shape[:3], 2, size * size))
     y = deformable_convolve(x, jnp.zeros((*masks.shape, 2)), masks, kernel, stride=stride, dilation=dilation)
@@ -108,15 +108,12 @@ def test_zero_offsets_are_the_plain_convolution(size, stride, dilation):
 
 
 def test_bfloat16_is_close_and_its_positions_are_float32():
-    x, offsets, masks, kernel = (v.astype(np.float32) for v in example(2, 1, 1, 3.0, side=(9, 8)))
+    x, offsets, masks, kernel = (jnp.asarray(v, jnp.float32) for v in example(2, 1, 1, 3.0, side=(9, 8)))
     # Between samples 40 and 41, which are 0 and 64; in bfloat16 the position would be 40.
-    edge = np.zeros((1, 64, 1, 2), np.float32)
-    edge[0, 41] = 64
-    single = np.zeros((3, 3, 2, 1), np.float32)
-    single[1, 1, 0] = 1
-    shift = np.zeros((1, 64, 1, 1, 9, 2), np.float32)
-    shift[..., 0] = 40 + 1 / 64
-    y = deformable_convolve(edge.astype(jnp.bfloat16), shift, np.ones(shift.shape[:-1], np.float32), single)
+    edge = jnp.zeros((1, 64, 1, 2), jnp.bfloat16).at[0, 41].set(64)
+    single = jnp.zeros((3, 3, 2, 1)).at[1, 1, 0].set(1)
+    shift = jnp.zeros((1, 64, 1, 1, 9, 2)).at[..., 0].set(40 + 1 / 64)
+    y = deformable_convolve(edge, shift, jnp.ones(shift.shape[:-1]), single)
     assert y.dtype == jnp.bfloat16 and y[0, 0, 0, 0] == 1
     half = lambda v: jnp.asarray(v, jnp.bfloat16)  # noqa: E731
 
@@ -162,6 +159,7 @@ def test_no_more_than_one_tap_is_held():
     assert max(sizes(trace.jaxpr)) == math.prod(shapes[0])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_shapes_that_do_not_belong_together_are_refused():
     x, offsets, masks, kernel = example(2, 1, 1, 1.0)
     for wrong, message in (
@@ -177,8 +175,7 @@ def test_shapes_that_do_not_belong_together_are_refused():
 
 def test_the_module_starts_as_half_a_plain_convolution_and_follows_its_guide(model_tools):
     rng = np.random.default_rng(0)
-    x, guide = rng.normal(size=(2, 6, 5, 4)), rng.normal(size=(2, 6, 5, 7))
-    x, guide = x.astype(np.float32), guide.astype(np.float32)
+    x, guide = (jnp.asarray(rng.normal(size=(2, 6, 5, c)), jnp.float32) for c in (4, 7))
     module = DeformableConv(3, groups=2)
     params = module.init(jax.random.key(0), x, guide)["params"]
     np.testing.assert_allclose(
@@ -188,7 +185,7 @@ def test_the_module_starts_as_half_a_plain_convolution_and_follows_its_guide(mod
     predict = params["offsets_and_masks"]
     raw = np.asarray(convolve(guide, predict["kernel"], 1, 1) + predict["bias"], np.float64)
     expected = naive(
-        x.astype(np.float64),
+        np.asarray(x, np.float64),
         raw[..., :36].reshape(2, 6, 5, 2, 9, 2),
         1 / (1 + np.exp(-raw[..., 36:].reshape(2, 6, 5, 2, 9))),
         np.asarray(params["kernel"], np.float64),

@@ -1,18 +1,17 @@
-"""EfficientNet against a NumPy forward pass by timm's names; sizes, counts, names, stochastic depth."""
+"""EfficientNet against a NumPy forward pass by timm's names; sizes, counts, stochastic depth."""
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from hfgd_jax import config as configuration
 from hfgd_jax.models import build_model, macs
 from hfgd_jax.models.backbones import BACKBONES, efficientnet
 from hfgd_jax.models.backbones.efficientnet import EfficientNet, scaled_stages
 from hfgd_jax.models.layers import BatchNorm
-from hfgd_jax.weights import pretrained
+from hfgd_jax.weights import names
 
 # Published of the classifiers; timm's networks have these too.
 PARAMETERS = {
@@ -166,7 +165,7 @@ def test_equals_numpy(name, output_stride, epsilon):
     images = np.random.default_rng(1).standard_normal((2, 67, 98, 3)).astype(np.float32)
     apply = jax.jit(lambda v, x: [network.apply(v, x, False) for network in (plain, wide)])
     weights = timm_weights(variables, stages)
-    assert set(weights) == set(efficientnet.entry(name).namings()[0].targets)
+    assert set(weights) == set(names.efficientnet.namings(name)[0].targets)
     image = images[1].astype(np.float64)
     expected = numpy_efficientnet(weights, image, stages, output_stride, epsilon, "lite" in name)
     for pyramid, wanted in zip(apply(variables, images), expected, strict=True):
@@ -228,33 +227,9 @@ def test_multiply_accumulates():
     assert sum(counts.values()) == total == 363_837_152
 
 
-@pytest.mark.parametrize("name", ["efficientnet_b1", "efficientnet_lite2"])
-def test_every_naming_names_every_leaf_once(name):
-    leaves = set(traverse_util.flatten_dict(shapes_of(BACKBONES[name].build(expanded_levels=True))))
-    namings = {naming.name: naming for naming in BACKBONES[name].namings()}
-    lite = "lite" in name
-    assert list(namings) == ["timm", *([] if lite else ["transformers"]), "efficientnet_pytorch"]
-    for naming in namings.values():
-        places = [(target.collection, *target.path) for target in naming.targets.values()]
-        assert len(places) == len(set(places))
-        assert set(places) == leaves
-        assert not any(naming.left_out(key) for key in naming.targets)
-    assert namings["efficientnet_pytorch"].left_out("_fc.weight")
-
-
-def test_export_without_expanded_levels():
-    """Everything but the last convolution, which such a model does without."""
-    variables = random_variables(shapes_of(EfficientNet(SMALL)))
-    for naming in efficientnet.entry(SMALL).namings():
-        names = pretrained.export(variables, naming).keys()
-        absent = {name for name, target in naming.targets.items() if target.path[0] in ("head", "head_bn")}
-        assert len(absent) == 5
-        assert names == {naming.prefixes[0] + name for name in naming.targets.keys() - absent}
-
-
 def test_stochastic_depth():
     """Only in training, above rate 0, and then by the rng `stochastic`; it drops residual branches alone."""
-    images = np.random.default_rng(1).standard_normal((2, 33, 33, 3)).astype(np.float32)
+    images = jnp.asarray(np.random.default_rng(1).standard_normal((2, 33, 33, 3)), jnp.float32)
     plain, dropping = EfficientNet(SMALL), EfficientNet(SMALL, drop_path=0.8)
     variables = random_variables(shapes_of(plain))
     run = lambda network, **kwargs: network.apply(  # noqa: E731

@@ -56,20 +56,21 @@ def naive_select(params, x):
 
 
 def naive_align(params, finer, coarser):
-    guide = np.concatenate([finer, 2 * coarser], axis=-1) @ params["guide"]["kernel"]
-    deformable = params["deformable"]
+    guide = jnp.concatenate([finer, 2 * coarser], axis=-1) @ params["guide"]["kernel"]
+    deformable = jax.tree.map(jnp.asarray, params["deformable"])
     predict = deformable["offsets_and_masks"]
     raw = np.asarray(convolve(guide, predict["kernel"], 1, 1) + predict["bias"])
     size, both = raw.shape[:3], 8 * 9 * 2
     offsets = raw[..., :both].reshape(*size, 8, 9, 2)
-    masks = sigmoid(raw[..., both:]).astype(np.float32).reshape(*size, 8, 9)
-    aligned = deformable_convolve(coarser, offsets, masks, deformable["kernel"]) + deformable["bias"]
+    masks = sigmoid(raw[..., both:]).reshape(*size, 8, 9)
+    x, offsets, masks = (jnp.asarray(v, jnp.float32) for v in (coarser, offsets, masks))
+    aligned = deformable_convolve(x, offsets, masks, deformable["kernel"]) + deformable["bias"]
     return finer + np.maximum(aligned, 0)
 
 
 def test_selection_and_alignment_are_the_published_ones(model_tools):
     rng = np.random.default_rng(0)
-    x, finer, coarser = (rng.normal(size=(2, 5, 6, n)).astype(np.float32) for n in (6, 8, 8))
+    x, finer, coarser = (jnp.asarray(rng.normal(size=(2, 5, 6, n)), jnp.float32) for n in (6, 8, 8))
     for module, naive, arguments in (
         (FeatureSelection(8), naive_select, (x,)),
         (FeatureAlign(8), naive_align, (finer, coarser)),
@@ -90,7 +91,11 @@ def test_levels_are_merged_top_down_and_added_up(model_tools):
 
     def block(x, name):
         kernel, norm, moments = params[name]["conv"]["kernel"], params[name]["norm"], stats[name]["norm"]
-        y = x @ kernel if kernel.ndim == 2 else np.asarray(convolve(x, kernel, 1, 1))
+        y = (
+            x @ kernel
+            if kernel.ndim == 2
+            else np.asarray(convolve(jnp.asarray(x), jnp.asarray(kernel), 1, 1))
+        )
         y = (y - moments["mean"]) / np.sqrt(moments["var"] + 1e-3)
         return np.maximum(y * norm["scale"] + norm["bias"], 0)
 

@@ -32,7 +32,7 @@ def test_patch_convolution(size, stride, dilation, before):
         np.shape, jax.eval_shape(conv.init, jax.random.key(0), x)["params"]
     )
     want = naive_patches(x[0].astype(np.float64), **params, stride=stride, dilation=dilation, before=before)
-    np.testing.assert_allclose(conv.apply({"params": params}, x)[0], want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(conv.apply({"params": params}, jnp.asarray(x))[0], want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -40,7 +40,7 @@ def test_patch_convolution(size, stride, dilation, before):
 def test_average_pool(stride, shape):
     """At stride 2 the mean of what lies inside; at stride 1 zeros below and to the right count in."""
     x = np.random.default_rng(0).standard_normal((1, *shape, 2)).astype(np.float32)
-    got = layers.average_pool(x, stride)
+    got = layers.average_pool(jnp.asarray(x), stride)
     height, width = (-(-side // stride) for side in shape)
     assert got.shape == (1, height, width, 2)
     for i, j in np.ndindex(height, width):

@@ -66,7 +66,7 @@ def kind_and_weight(name, loss_config):
 
 
 def expected_reach(guidance, groups):
-    """The groups of parameters that each kind of loss trains, from the row's switches (spec 1, 1.1)."""
+    """The groups of parameters that each kind of loss trains, from the row's switches (paper, Sec. 3.1)."""
     frozen = {"class_tokens"} if guidance.tokens and guidance.stop_gradient else set()
     protected = {"backbone", "context"} if guidance.protect else set()
     return {
@@ -85,7 +85,7 @@ def test_a_training_step(row, model_tools, light_backbones):
     rng = np.random.default_rng(1)
     size = geo.grid_size((64, 64), config.model.geometry)
     images = rng.integers(0, 256, (2, *size, 3)).astype(np.uint8)
-    labels = rng.integers(0, CLASSES, (2, *size)).astype(np.uint8)
+    labels = jnp.asarray(rng.integers(0, CLASSES, (2, *size)), jnp.uint8)
 
     def losses(params):
         outputs, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
-from hfgd_jax.models.backbones import BACKBONES, channels, normalization, resnet
+from hfgd_jax.models.backbones import BACKBONES, normalization, resnet
 from hfgd_jax.weights.pretrained import load_backbone
 
 safetensors = pytest.importorskip("safetensors.numpy")
@@ -139,7 +138,7 @@ def test_equals_numpy(name, side, tmp_path):
     pyramid = jax.jit(lambda v, x: network.apply(v, x, False))(variables, image[None])
     for level, expected in numpy_resnet(weights, name, image.astype(np.float64)).items():
         assert pyramid[level].shape[1:] == expected.shape
-        assert pyramid[level].shape[-1] == channels(name)[level]
+        assert pyramid[level].shape[-1] == BACKBONES[name].channels[level]
         assert relative(pyramid[level][0], expected) < 1e-4
 
 
@@ -205,24 +204,6 @@ def test_shapes_of_deep_stems(name):
     for output_stride in (32, 16, 8):
         network = BACKBONES[name].build(output_stride=output_stride)
         pyramid = jax.eval_shape(lambda v, x, net=network: net.apply(v, x, False), variables, images)
-        for level, c in channels(name).items():
+        for level, c in BACKBONES[name].channels.items():
             stride = min(level, output_stride)
             assert pyramid[level].shape == (1, 512 // stride + 1, 480 // stride + 1, c)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50d"])
-def test_every_naming_names_every_leaf_once(name):
-    images = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda x: BACKBONES[name].build().init(jax.random.key(0), x, False), images)
-    leaves = set(traverse_util.flatten_dict(shapes))
-    namings = {naming.name: naming for naming in BACKBONES[name].namings()}
-    assert list(namings) == (["timm"] if name == "resnet50d" else ["timm", "torchvision", "transformers"])
-    for naming in namings.values():
-        places = [(target.collection, *target.path) for target in naming.targets.values()]
-        assert len(places) == len(set(places))
-        assert set(places) == leaves
-        assert not any(naming.left_out(key) for key in naming.targets)
-    if name != "resnet50d":
-        assert namings["transformers"].left_out("classifier.1.weight")
-        second = namings["transformers"].targets["encoder.stages.1.layers.0.layer.1.convolution.weight"]
-        assert second.path == ("layer2_0", "conv2", "kernel")

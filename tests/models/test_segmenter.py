@@ -140,7 +140,7 @@ def test_stop_gradients_of_the_shared_tokens_and_of_the_pyramid(frozen, protect,
     model, variables = model_tools.build(config.model)
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (2, 65, 65, 3)).astype(np.uint8)
-    labels = rng.integers(0, 5, (2, 65, 65)).astype(np.uint8)
+    labels = jnp.asarray(rng.integers(0, 5, (2, 65, 65)), jnp.uint8)
 
     def losses(params):
         outputs, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])

@@ -38,7 +38,7 @@ def random_example(name, sizes, geometry, model_tools, top=5):
     pyramid = {
         level: rng.normal(size=(2, *size, widths[level])).astype(np.float32) for level, size in sizes.items()
     }
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), pyramid, False))
+    shapes = jax.eval_shape(lambda p: module.init(jax.random.key(0), p, False), pyramid)
     return module, pyramid, model_tools.randomize(shapes)
 
 

@@ -68,11 +68,11 @@ def relative_error(ours: jax.Array, theirs: "torch.Tensor") -> float:
     return float(np.abs(np.asarray(ours, np.float32) - theirs).max() / np.abs(theirs).max())
 
 
-def picture(height: int, width: int, batch: int = 1, seed: int = 1) -> np.ndarray:
+def random_image(height: int, width: int, batch: int = 1, seed: int = 1) -> np.ndarray:
     """A normalised image, float32 `[B, H, W, 3]`."""
     return np.random.default_rng(seed).standard_normal((batch, height, width, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="session")
 def parity():
-    return SimpleNamespace(randomize=randomize, relative_error=relative_error, picture=picture)
+    return SimpleNamespace(randomize=randomize, relative_error=relative_error, random_image=random_image)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file as save_arrays  # noqa: E402
 from hfgd_jax.models.backbones import BACKBONES  # noqa: E402
 from hfgd_jax.models.backbones.convnext import VARIANTS  # noqa: E402
 from hfgd_jax.weights.layouts import file_shape  # noqa: E402
-from hfgd_jax.weights.pretrained import backbone_shapes, export_backbone, find_naming, load_backbone  # noqa: E402
+from hfgd_jax.weights.pretrained import backbone_shapes, export, find_naming, load_backbone  # noqa: E402
 
 TOLERANCE = 1e-4
 SIZES = [(224, 224), (384, 384), (513, 481)]
@@ -43,7 +43,7 @@ def forward(name, output_stride=32, scan_blocks=False):
 
 def compare(parity, params, size, stages, run):
     """`stages`: torch's, from the image on; `run(params, x)`: ours. The levels' norms come on top."""
-    x = parity.picture(*size)
+    x = parity.random_image(*size)
     pyramid = run(params, x)
     with torch.no_grad():
         feature = torch.from_numpy(x.transpose(0, 3, 1, 2))
@@ -116,7 +116,7 @@ def test_transformers(name, parity, tmp_path):
     assert (report.naming, report.missing, report.reinitialised) == ("transformers", [], [])
     run = forward(name, scan_blocks=name == "convnext_l")
     for size in SIZES:
-        x = parity.picture(*size)
+        x = parity.random_image(*size)
         pyramid = run(params, x)
         with torch.no_grad():
             levels = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2))).feature_maps
@@ -148,7 +148,7 @@ def test_the_authors_names(parity, tmp_path):
     theirs = parity.randomize(timm.create_model("convnext_atto"))
     save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
     params, _ = loaded("convnext_a", tmp_path / "timm.safetensors")
-    tensors = export_backbone({"params": {"backbone": params}}, "convnext_a", "facebook")
+    tensors = export({"params": {"backbone": params}}, find_naming("convnext_a", "facebook"), root="backbone")
     save_arrays(tensors, tmp_path / "authors.safetensors")
     again, report = loaded("convnext_a", tmp_path / "authors.safetensors")
     assert (report.naming, report.reinitialised) == ("facebook", [])
@@ -166,7 +166,7 @@ def test_the_authors_names(parity, tmp_path):
 
 @pytest.fixture(scope="module")
 def dinov3(parity):
-    """DINOv3's tiny network of transformers and its levels, before any norm, for one picture."""
+    """DINOv3's tiny network of transformers and its levels, before any norm, for one image."""
     transformers = pytest.importorskip("transformers")
     theirs = parity.randomize(transformers.DINOv3ConvNextModel(transformers.DINOv3ConvNextConfig()))
     return theirs, list(theirs.model.stages)

@@ -82,7 +82,7 @@ def test_timm(name, source, output_stride, sizes, parity, tmp_path):
     run = forward(name, output_stride, theirs.bn1.eps)
     assert theirs.bn1.eps == (1e-3 if source.startswith("tf_") else 1e-5)
     for size in sizes:
-        x = parity.picture(*size)
+        x = parity.random_image(*size)
         with torch.no_grad():
             wanted = timm_levels(theirs, torch.from_numpy(x.transpose(0, 3, 1, 2)))
         for got, levels in zip(run(variables, x), wanted, strict=True):
@@ -107,7 +107,7 @@ def test_transformers(parity, tmp_path):
         "classifier.bias",
         "classifier.weight",
     }
-    x = parity.picture(*ODD)
+    x = parity.random_image(*ODD)
     with torch.no_grad():
         padded = torch.from_numpy(np.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0))).transpose(0, 3, 1, 2))
         found = theirs.efficientnet(padded, output_hidden_states=True)
@@ -131,7 +131,7 @@ def test_a_file_of_efficientnet_pytorch(parity):
     tensors = torch.load(path, weights_only=True)
     assert [v.shape for v in tensors.values()] == [v.shape for v in theirs.state_dict().values()]
     theirs.load_state_dict(dict(zip(theirs.state_dict(), tensors.values(), strict=True)))
-    x = parity.picture(*ODD)
+    x = parity.random_image(*ODD)
     with torch.no_grad():
         wanted = timm_levels(theirs, torch.from_numpy(x.transpose(0, 3, 1, 2)))
     for got, levels in zip(forward("efficientnet_lite0")(variables, x), wanted, strict=True):

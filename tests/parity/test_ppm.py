@@ -12,7 +12,7 @@ from hfgd_jax.models.context.ppm import BINS, adaptive_average_pool  # noqa: E40
 @pytest.mark.parametrize("size", [(17, 17), (12, 16), (33, 4), (1, 5)])
 def test_pooling_and_resizing_back(size, parity):
     """Sizes that the bins divide, sizes that they do not, and fewer samples than bins."""
-    x = parity.picture(*size, batch=2)
+    x = parity.random_image(*size, batch=2)
     nhwc = lambda tensor: tensor.permute(0, 2, 3, 1)  # noqa: E731
     theirs = torch.tensor(x.transpose(0, 3, 1, 2).copy())
     for bins in BINS:

@@ -34,7 +34,7 @@ def forward(name, output_stride=32):
 
 def compare(parity, run, variables, size, features):
     """`features(x)`: torch's, from the image on, level by level."""
-    x = parity.picture(*size)
+    x = parity.random_image(*size)
     pyramid = run(variables, x)
     with torch.no_grad():
         levels = features(torch.from_numpy(x.transpose(0, 3, 1, 2)))

@@ -12,7 +12,7 @@ save_file = pytest.importorskip("safetensors.torch").save_file
 
 from hfgd_jax.models.backbones import BACKBONES  # noqa: E402
 from hfgd_jax.models.backbones.swin import VARIANTS  # noqa: E402
-from hfgd_jax.weights.pretrained import backbone_shapes, export_backbone, load_backbone  # noqa: E402
+from hfgd_jax.weights.pretrained import backbone_shapes, export, find_naming, load_backbone  # noqa: E402
 
 TOLERANCE = 1e-4
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -64,7 +64,7 @@ def test_transformers(name, sizes, parity, tmp_path):
     assert report.reinitialised == []
     assert report.surplus == ["swin.layernorm.bias", "swin.layernorm.weight"]
     for size in sizes:
-        x = parity.picture(*size)
+        x = parity.random_image(*size)
         ours = forward(name)(variables["params"]["backbone"], x)
         with torch.no_grad():
             levels = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2))).feature_maps
@@ -78,7 +78,7 @@ def test_transformers_reads_what_is_exported(parity, tmp_path):
     theirs = parity.randomize(backbone_of_transformers("swin_t", 224))
     theirs.save_pretrained(tmp_path / "theirs")
     variables, _ = loaded("swin_t", tmp_path / "theirs" / "model.safetensors")
-    exported = export_backbone(variables, "swin_t", "transformers")
+    exported = export(variables, find_naming("swin_t", "transformers"), root="backbone")
     (tmp_path / "ours").mkdir()
     save_file(
         {k: torch.from_numpy(v.copy()) for k, v in exported.items()}, tmp_path / "ours/model.safetensors"
@@ -106,7 +106,7 @@ def test_timm_and_the_authors_names(parity, tmp_path):
     variables, report = loaded("swin_t", tmp_path / "timm.safetensors")
     assert report.naming == "timm"
     assert report.surplus == ["head.fc.bias", "head.fc.weight", "norm.bias", "norm.weight"]
-    x = parity.picture(224, 224)
+    x = parity.random_image(224, 224)
     ours = forward("swin_t")(variables["params"]["backbone"], x)
     with torch.no_grad():
         levels = theirs.forward_intermediates(torch.from_numpy(x.transpose(0, 3, 1, 2)))[1]
@@ -115,7 +115,7 @@ def test_timm_and_the_authors_names(parity, tmp_path):
         print(f"swin_t timm level {level}: {error:.1e}")
         assert error < TOLERANCE, level
 
-    authors = export_backbone(variables, "swin_t", "microsoft")
+    authors = export(variables, find_naming("swin_t", "microsoft"), root="backbone")
     norms = {name for name in authors if name.startswith("norm")}
     assert len(norms) == 8
     kept = {name: torch.from_numpy(value.copy()) for name, value in authors.items() if name not in norms}
@@ -136,7 +136,7 @@ def test_torchvision(size, parity, tmp_path):
     assert report.naming == "torchvision"
     assert sum(name.endswith(".relative_position_index") for name in report.surplus) == 12
     assert len(report.surplus) == 12 + 4
-    x = parity.picture(*size)
+    x = parity.random_image(*size)
     ours = forward("swin_t")(variables["params"]["backbone"], x)
     image = torch.from_numpy(x.transpose(0, 3, 1, 2))
     # torchvision's patch embedding does not pad

@@ -61,7 +61,7 @@ def test_state_dicts_there_and_back(make, name, parity, tmp_path):
     variables, report = load(name, tmp_path / "weights.pth")
     assert not report.notes and (report.reinitialised == [] or "norm_4" in "".join(report.reinitialised))
     naming = "torchvision" if make is torchvision_network else "timm"
-    tensors = pretrained.export_backbone(variables, name, naming)
+    tensors = pretrained.export(variables, pretrained.find_naming(name, naming), root="backbone")
     theirs = {key: value.numpy() for key, value in network.state_dict().items()}
     assert {key.removeprefix("module.") for key in report.surplus} == theirs.keys() - tensors.keys()
     for key, value in tensors.items():
@@ -78,7 +78,7 @@ def test_transformers_folders_there_and_back(name, parity, tmp_path):
     variables, report = load(name, tmp_path)
     assert report.naming == "transformers" and not report.notes[1:]
     saved = load_file(tmp_path / "model.safetensors")
-    exported = pretrained.export_backbone(variables, name, "transformers")
+    exported = pretrained.export(variables, pretrained.find_naming(name, "transformers"), root="backbone")
     prefix = pretrained.find_naming(name, "transformers").prefixes[0]
     norms = {key for key in exported if "hidden_states_norms" in key}
     exported = {key: value for key, value in exported.items() if key not in norms or name == "convnext_a"}

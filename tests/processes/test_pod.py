@@ -51,9 +51,9 @@ def test_a_signal_to_one_process_stops_all_after_one_save(pod, tmp_path):
         if line.startswith("[0] step 2/"):
             os.kill(child(first, 1), signal.SIGTERM)
     assert first.wait(timeout=120) == 128 + signal.SIGTERM, "".join(lines)
-    told = [line for line in lines if "stopped by SIGTERM at step" in line]
-    assert len(told) == 1 and told[0].startswith("[0] ")
-    step = int(told[0].split("at step ")[1].split(";")[0])
+    stops = [line for line in lines if "stopped by SIGTERM at step" in line]
+    assert len(stops) == 1 and stops[0].startswith("[0] ")
+    step = int(stops[0].split("at step ")[1].split(";")[0])
     assert 2 <= step < STEPS
     assert saved_steps(tmp_path / "run") == [step]
 

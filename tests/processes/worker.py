@@ -15,7 +15,7 @@ from hfgd_jax.evaluation.evaluator import Evaluator
 from hfgd_jax.models.backbones import convnext
 from hfgd_jax.runs.checkpoints import Checkpoints
 from hfgd_jax.runs.system import abstract_state, build, initial_state, open_data
-from hfgd_jax.runtime import processes, sharding
+from hfgd_jax.runtime import collectives, processes, sharding
 from hfgd_jax.training.step import compile_step
 
 SHALLOW = {"convnext_a": convnext.VARIANTS["convnext_a"]._replace(depths=(1, 1, 1, 1))}
@@ -50,7 +50,7 @@ def trained(config):
     with batches_of(config, system) as batches:
         batch = next(batches)
         step = compile_step(system, state, batch)
-        processes.barrier("compiled")
+        collectives.barrier("compiled")
         for _ in range(config.train.steps):
             state, metrics = step(state, batch)
             losses.append(float(metrics["loss"]))
@@ -90,4 +90,5 @@ def main(config_file, workdir, step, out, mesh):
 
 
 if __name__ == "__main__":
+    processes.define_flags()
     main(*flags.FLAGS(sys.argv)[1:])

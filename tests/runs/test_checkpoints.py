@@ -1,8 +1,9 @@
 """Checkpoints of small trees: checksums, damage of every kind, other meshes, slow and failing disks."""
 
 import json
+import re
 import shutil
-import time
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from hfgd_jax import config as configuration
 from hfgd_jax.data.labels import TABLES
-from hfgd_jax.errors import StuckError, UserError
-from hfgd_jax.runs import checkpoint_files
+from hfgd_jax.errors import UserError
 from hfgd_jax.runs.checkpoint_files import DamagedError
 from hfgd_jax.runs.checkpoints import Checkpoints, meta
 from hfgd_jax.runs.checksums import checksums
-from hfgd_jax.runtime import sharding
+from hfgd_jax.runtime import collectives, sharding, stall
 
 
 def mesh(data, fsdp):
@@ -82,7 +82,7 @@ def test_every_single_bit_changes_the_checksum(dtype):
     assert len(set(sums)) == len(sums)
 
 
-def test_what_sums_would_miss_changes_the_checksum():
+def test_changes_that_keep_the_sum_change_the_checksum():
     """Two signs, two places exchanged, another order: 64 bits of the type are 64 bits looked at."""
     x = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
     signs, exchanged = x.copy(), x.copy()
@@ -98,7 +98,7 @@ def test_what_sums_would_miss_changes_the_checksum():
     assert all(0 <= s < 2**32 for s in sums)
 
 
-def test_checksums_are_those_of_one_device_on_any_mesh():
+def test_checksums_are_the_same_on_any_mesh():
     model, training = trees()
     one = checksums(model) | checksums(training)
     for shape in ((8, 1), (2, 4), (1, 8)):
@@ -112,7 +112,7 @@ def test_checksums_are_those_of_one_device_on_any_mesh():
 # -- other meshes --
 
 
-def test_a_state_of_eight_devices_restores_on_others_bit_by_bit(tmp_path):
+def test_a_state_of_eight_devices_is_restored_on_other_meshes_bit_by_bit(tmp_path):
     save(tmp_path, 3, on=mesh(8, 1))
     for shape in ((1, 1), (2, 4), (1, 4)):
         found = Checkpoints(tmp_path).resume(*wanted(mesh(*shape)))
@@ -128,7 +128,7 @@ def test_a_state_of_eight_devices_restores_on_others_bit_by_bit(tmp_path):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """A workdir with the checkpoints 1, 2 and 3, to copy."""
+    """A run directory with the checkpoints 1, 2 and 3, to copy."""
     workdir = tmp_path_factory.mktemp("three") / "run"
     save(workdir, 1, 2, 3)
     return workdir
@@ -176,7 +176,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(what, workdir, capsys):
+def test_a_damaged_checkpoint_is_moved_and_the_one_before_is_used(what, workdir, capsys):
     DAMAGE[what](workdir / "checkpoints" / "3")
     before = sorted(p.name for p in (workdir / "checkpoints" / "3").iterdir())
     reader = Checkpoints(workdir, read_only=True)
@@ -246,7 +246,7 @@ def test_a_leaf_that_was_changed_is_named(workdir, monkeypatch):
         Checkpoints(workdir, read_only=True).restore(3, *wanted(mesh(1, 1)))
 
 
-def test_where_every_checkpoint_is_damaged_nothing_starts_from_scratch(workdir):
+def test_if_every_checkpoint_is_damaged_training_refuses_to_start(workdir):
     for step in (1, 2, 3):
         edit_meta(workdir / "checkpoints" / str(step))
     for _ in range(2):  # the same at each restart
@@ -265,7 +265,7 @@ def test_damaged_checkpoints_of_the_same_step_are_all_kept(workdir):
     assert {p.name for p in (workdir / "damaged").iterdir()} == {"3", "3.1"}
 
 
-def test_a_damaged_best_checkpoint_is_an_error_to_read_and_put_aside_by_training(workdir, capsys):
+def test_a_damaged_best_checkpoint_is_an_error_to_read_and_moved_by_training(workdir, capsys):
     saved = Checkpoints(workdir, keep=9)
     saved.save_best(2, placed(mesh(1, 1), trees(2)[0]), full_meta(2, mIoU=0.5))
     assert saved.best_mean_iou() == 0.5
@@ -280,7 +280,7 @@ def test_a_damaged_best_checkpoint_is_an_error_to_read_and_put_aside_by_training
     assert saved.best_mean_iou() is None
 
 
-def test_a_half_written_checkpoint_is_none(workdir):
+def test_a_half_written_checkpoint_is_ignored(workdir):
     (workdir / "checkpoints" / "3").rename(workdir / "checkpoints" / "3.orbax-checkpoint-tmp")
     assert Checkpoints(workdir, read_only=True).latest_step() == 2
     assert (workdir / "checkpoints" / "3.orbax-checkpoint-tmp").exists()
@@ -291,7 +291,7 @@ def test_a_half_written_checkpoint_is_none(workdir):
     assert not (workdir / "damaged").exists()
 
 
-def test_another_model_is_not_damage(workdir):
+def test_a_checkpoint_of_another_model_is_not_taken_for_damaged(workdir):
     model, training = wanted(mesh(1, 1))
     model["params"]["conv"]["bias"] = jax.ShapeDtypeStruct((8,), np.float32)
     model["params"]["more"] = jax.ShapeDtypeStruct((), np.float32)
@@ -308,7 +308,7 @@ def test_another_model_is_not_damage(workdir):
     assert not (workdir / "damaged").exists()
 
 
-def test_no_memory_is_not_damage(workdir, monkeypatch):
+def test_a_lack_of_memory_is_not_taken_for_damage(workdir, monkeypatch):
     def restore(self, directory, args):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
@@ -318,16 +318,11 @@ def test_no_memory_is_not_damage(workdir, monkeypatch):
     assert not (workdir / "damaged").exists()
 
 
-def test_one_process_that_cannot_read_is_all_that_cannot(workdir, monkeypatch):
-    """The other process's part is played: it reports damage (1), or another model (2)."""
+def test_a_read_error_on_one_process_fails_all(workdir, monkeypatch):
+    """The other process is a stand-in: it reports damage (1), or another model (2)."""
     trees_wanted = wanted(mesh(1, 1))
-    monkeypatch.setattr(checkpoint_files.jax, "process_count", lambda: 2)
     for kind, match in ((1, "process 1 cannot read it"), (2, "process 1 wants another model")):
-        monkeypatch.setattr(
-            checkpoint_files.multihost_utils,
-            "process_allgather",
-            lambda mine, kind=kind: np.array([mine, kind]),
-        )
+        monkeypatch.setattr(collectives, "all_gather", lambda mine, kind=kind: [mine, kind])
         with pytest.raises(UserError, match=match) as caught:
             Checkpoints(workdir, read_only=True).restore(3, *trees_wanted)
         assert isinstance(caught.value, DamagedError) == (kind == 1)
@@ -336,45 +331,49 @@ def test_one_process_that_cannot_read_is_all_that_cannot(workdir, monkeypatch):
 # -- saving --
 
 
-def test_a_save_tells_how_long_it_took(tmp_path):
+def test_a_save_reports_how_long_it_took(tmp_path):
     saved = Checkpoints(tmp_path)
     assert saved.finished() == []
     saved.save(1, *(placed(mesh(1, 1), tree) for tree in trees(1)), full_meta(1))
     saved.wait()
-    (told,) = saved.finished()
-    assert told["saved_step"] == 1
-    assert 0 < told["save_seconds"] <= told["save_total_seconds"] < 60
+    (save_record,) = saved.finished()
+    assert save_record["saved_step"] == 1
+    assert 0 < save_record["save_seconds"] <= save_record["save_total_seconds"] < 60
     assert saved.finished() == []  # once
 
 
-def test_a_save_that_takes_too_long_ends_the_run(tmp_path, monkeypatch):
-    """The disk hangs in the background; the loop sees it between two steps, and when it would save again."""
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # see `leave`
+def test_a_save_that_takes_too_long_ends_the_run(tmp_path, monkeypatch, capfd):
+    """The disk hangs in the background, while the loop goes on."""
     items = [placed(mesh(1, 1), tree) for tree in trees(1)]
-    saved = Checkpoints(tmp_path, keep=9)
-    saved.save(1, *items, full_meta(1))
-    saved.wait()
-    saved.timeout = 1.0
-    release, finalize = [], ocp.StandardCheckpointHandler.finalize
+    release, finalize, codes = threading.Event(), ocp.StandardCheckpointHandler.finalize, []
 
     def hang(self, directory):
-        while not release:
-            time.sleep(0.01)
+        assert release.wait(60)
         finalize(self, directory)
 
-    monkeypatch.setattr(ocp.StandardCheckpointHandler, "finalize", hang)
-    saved.save(2, *items, full_meta(2))  # comes back: the loop does not wait for the disk
-    assert [told["saved_step"] for told in saved.finished()] == [1]
-    with pytest.raises(StuckError, match=r"config\.checkpoint\.timeout=1: the save of step 2.*whole: \[1\]"):
-        saved.save(3, *items, full_meta(3))
-    with pytest.raises(StuckError, match=r"config\.checkpoint\.timeout=1: the save of step 2"):
-        saved.finished()
-    release.append(True)
-    saved.timeout = 600.0
-    saved.close()
+    def leave(code):
+        codes.append(code)
+        release.set()
+        raise SystemExit  # of the watching thread alone
+
+    monkeypatch.setattr(stall.os, "_exit", leave)
+    save(tmp_path, 1)
+    with stall.StallLimit(2.0, tmp_path) as limit:
+        saved = Checkpoints(tmp_path, keep=9, stall=limit)
+        monkeypatch.setattr(ocp.StandardCheckpointHandler, "finalize", hang)
+        saved.save(2, *items, full_meta(2))  # returns: the loop does not wait for the disk
+        saved.close()
+    assert codes == [75]
+    assert re.search(
+        r"^error: config\.train\.stall_timeout=2: the save of step 2 to .* took longer; .* whole: \[1\]\.",
+        capfd.readouterr().err,
+        re.MULTILINE,
+    )
     assert Checkpoints(tmp_path, read_only=True).latest_step() == 2
 
 
-def test_a_save_that_another_process_ended_is_no_mistake_of_the_user(tmp_path, monkeypatch):
+def test_a_save_that_fails_with_another_process_is_no_user_error(tmp_path, monkeypatch):
     """Exit code 2 would keep supervisors from starting all again."""
     items = [placed(mesh(1, 1), tree) for tree in trees(1)]
     saved = Checkpoints(tmp_path)

@@ -76,7 +76,7 @@ def two_updates(params, gradients, **fields):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_the_backbones_own_rate(name):
+def test_the_backbone_has_its_own_learning_rate(name):
     draw = lambda seed: np.random.default_rng(seed).normal(size=3).astype(np.float32)  # noqa: E731
     params, *gradients = (
         {group: {"kernel": draw(seed), "bias": draw(seed + 9)} for group in ("backbone", "context")}

@@ -41,7 +41,7 @@ def lines_until(process, wanted):
     raise AssertionError(f"the run ended (exit {process.wait()}) before the line came")
 
 
-def test_killed_and_stopped_runs_end_like_one_left_alone(shapes_dir, tmp_path, user_env):
+def test_killed_and_stopped_runs_end_like_an_undisturbed_one(shapes_dir, tmp_path, user_env):
     whole = start(tmp_path / "whole", shapes_dir, user_env)
     broken = tmp_path / "broken"
     seed = random.SystemRandom().randrange(2**32)

@@ -53,12 +53,12 @@ def _lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_place_of_a_run(bucket):
+def test_paths_of_a_bucket_are_resolved(bucket):
     assert storage.resolve("gs://bucket/run", "--workdir", arrays=True) == bucket / "run"
     assert str(storage.absolute(bucket / "run")) == "gs://bucket/run"  # not a folder `gs:` of this machine
 
 
-def test_a_file_appears_whole_and_nothing_else_does(bucket):
+def test_a_file_is_written_whole_or_not_at_all(bucket):
     folder = bucket / "files"
     storage.write_atomically(folder / "a.json", "one")
     storage.write_atomically(folder / "a.json", "two")
@@ -72,7 +72,7 @@ def test_a_file_appears_whole_and_nothing_else_does(bucket):
     assert [path.name for path in folder.iterdir()] == ["a.json"]
 
 
-def test_records_are_kept_though_nothing_can_be_appended(bucket, monkeypatch):
+def test_records_are_kept_where_nothing_can_be_appended(bucket, monkeypatch):
     path = bucket / "records" / "metrics.jsonl"
     lines = storage.Lines(path)
     for step in (1, 2, 3):
@@ -87,7 +87,7 @@ def test_records_are_kept_though_nothing_can_be_appended(bucket, monkeypatch):
     assert storage.records(path) == [{"step": 1}, {"step": 2}, {"step": 4}]
 
 
-def test_the_log_of_a_run_and_of_the_run_that_goes_on(bucket, monkeypatch):
+def test_the_log_of_a_resumed_run_continues_in_a_bucket(bucket, monkeypatch):
     workdir = bucket / "log"
     (workdir / "config.json").write_text("{}")
     log = RunLog(workdir, 10)
@@ -111,7 +111,7 @@ def test_the_log_of_a_run_and_of_the_run_that_goes_on(bucket, monkeypatch):
     log.close()
 
 
-def test_checkpoints(bucket):
+def test_checkpoints_are_saved_and_restored_in_a_bucket(bucket):
     model = {"params": {"w": jnp.arange(6.0).reshape(2, 3)}, "batch_stats": {}}
     training = {"step": jnp.int32(1)}
     meta = {"table": json.loads(TABLES["camvid"].to_json()), "config": {}, "mIoU": 0.5}
@@ -129,7 +129,7 @@ def test_checkpoints(bucket):
     again.close()
 
 
-def test_a_data_set_is_prepared_read_and_replaced(bucket, tmp_path, monkeypatch):
+def test_a_data_set_is_prepared_read_and_replaced_in_a_bucket(bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "SPLITS", {"train": 3, "val": 2})
     for data_dir in (tmp_path, bucket / "data"):
         builders.prepare("shapes", None, data_dir, report=lambda line: None)
@@ -155,7 +155,7 @@ def test_a_data_set_is_prepared_read_and_replaced(bucket, tmp_path, monkeypatch)
         prepared.open_split("gs://bucket/nothing", "shapes", "val")
 
 
-def test_weights_out_and_in(bucket):
+def test_weights_are_written_to_and_read_from_a_bucket(bucket):
     tensors = {"a": np.arange(4, dtype=np.float32), "b": np.ones((2, 2), np.float16)}
     files.write("gs://bucket/weights/w.safetensors", tensors)
     with pytest.raises(UserError, match="exists; pass --overwrite"):
@@ -176,11 +176,11 @@ class Half:
     def plan(self, sizes):
         self.sizes = list(sizes)
 
-    def __call__(self, picture):
-        return np.ones(picture.shape[:2], np.uint8), 1
+    def __call__(self, image):
+        return np.ones(image.shape[:2], np.uint8), 1
 
 
-def test_pictures_in_and_masks_out(bucket):
+def test_images_are_read_from_and_masks_written_to_a_bucket(bucket):
     for name in ("a", "b"):
         render.write_image(bucket / "photos" / f"{name}.png", np.full((20, 30, 3), 90, np.uint8))
     (bucket / "photos" / "notes.txt").write_text("")
@@ -207,12 +207,12 @@ def test_pictures_in_and_masks_out(bucket):
         ("az://bucket/run", False, r"--workdir=az://bucket/run: needs a package: pip install adlfs"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_computed(value, arrays, says):
+def test_an_unusable_path_is_refused_at_once(value, arrays, says):
     with pytest.raises(UserError, match=says):
         storage.resolve(value, "--workdir", arrays=arrays)
 
 
-def test_without_its_package_a_bucket_names_the_extra(monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     def absent(self):
         raise ImportError("Please install gcsfs to access Google Storage")
 
@@ -221,7 +221,7 @@ def test_without_its_package_a_bucket_names_the_extra(monkeypatch):
         storage.resolve("gs://bucket/run", "--workdir")
 
 
-def test_a_bucket_out_of_reach_is_one_line(monkeypatch):
+def test_an_unreachable_bucket_raises_one_line(monkeypatch):
     def refused(self):
         raise PermissionError("Forbidden: bucket\nno access")
 
@@ -233,8 +233,8 @@ def test_a_bucket_out_of_reach_is_one_line(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_whole_run_in_a_bucket(bucket, tmp_path, monkeypatch):
-    """Trained, started again, scored: workdir and data in the bucket, the same weights as on the disk."""
+def test_a_run_trains_resumes_and_evaluates_in_a_bucket(bucket, tmp_path, monkeypatch):
+    """Trained, started again, scored: run and data in the bucket, the same weights as on the disk."""
     monkeypatch.setattr(shapes, "SPLITS", {"train": 24, "val": 4})  # a file beyond 1 MiB is read otherwise
     found = []
     for place, data_dir in ((tmp_path / "run", tmp_path / "data"), ("gs://bucket/run", "gs://bucket/scenes")):

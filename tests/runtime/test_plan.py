@@ -22,12 +22,12 @@ def gpus(**environ):
     return plan(SLURM | environ).arguments.get("local_device_ids")
 
 
-def test_one_process_where_nothing_says_otherwise():
+def test_the_default_is_one_process():
     assert plan({}) == Plan("none")
     assert plan(GKE | SLURM, cluster="none", tpu=True) == Plan("none")
 
 
-def test_flags_say_it_all():
+def test_explicit_flags_overrule_the_environment():
     found = plan(SLURM, coordinator="host:8476", processes=3, process=2, tpu=True)
     assert found.cluster == "explicit"
     assert found.arguments["coordinator_address"] == "host:8476"
@@ -35,7 +35,7 @@ def test_flags_say_it_all():
     assert plan({}, coordinator="[::1]:1", processes=1, process=0).cluster == "explicit"
 
 
-def test_the_environment_of_each_cluster():
+def test_each_cluster_is_found_by_its_environment():
     assert plan(SLURM).arguments["cluster_detection_method"] == "slurm"
     assert plan(SLURM | {"SLURM_NTASKS": "1"}).cluster == "none"
     assert plan(GKE, tpu=True).cluster == "gke"
@@ -69,19 +69,18 @@ def test_slurm_tasks_share_the_gpus_of_their_node():
         ({"cluster": "tpu"}, "no TPU chips"),
     ],
 )
-def test_flags_that_do_not_fit_are_refused(flags, message):
+def test_conflicting_flags_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         plan({}, **flags)
 
 
-def test_missing_devices_are_told_with_what_was_seen():
+def test_missing_devices_raise_an_error_that_lists_those_present():
     processes._check_devices(0)
     processes._check_devices(8)
     with pytest.raises(UserError, match=r"--expect_devices=16: 8 are here \(cpu\), of 1 process"):
         processes._check_devices(16)
 
 
-def test_a_single_process_agrees_with_itself_and_may_do_all():
-    processes.check_equal("--config", "text")
+def test_checks_pass_in_a_single_process():
     processes.require_one_process("predict")
     processes.end_now(3)  # an ordinary exit follows

@@ -1,4 +1,4 @@
-"""The mesh, the rules of who holds what, where batches go. The same numbers on any mesh: test_train.py."""
+"""The mesh, the rules of sharding, the rows of a batch. The same numbers on any mesh: test_step.py."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def mesh_config(data=-1, fsdp=1):
     ("data", "fsdp", "shape"),
     [(-1, 1, (8, 1)), (-1, 4, (2, 4)), (2, -1, (2, 4)), (1, 1, (1, 1)), (1, 8, (1, 8)), (3, 2, (3, 2))],
 )
-def test_sizes_of_the_mesh(data, fsdp, shape):
+def test_mesh_sizes_follow_from_the_config_and_the_device_count(data, fsdp, shape):
     assert sharding.mesh_shape(mesh_config(data, fsdp), 8) == shape
     assert dict(sharding.make_mesh(mesh_config(data, fsdp)).shape) == dict(
         zip(("data", "fsdp"), shape, strict=True)
@@ -34,7 +34,7 @@ def test_sizes_of_the_mesh(data, fsdp, shape):
         (16, -1, "config.mesh.data=16"),
     ],
 )
-def test_meshes_that_do_not_fit_are_refused(data, fsdp, message):
+def test_meshes_that_do_not_fit_the_devices_are_refused(data, fsdp, message):
     with pytest.raises(UserError, match=message):
         sharding.mesh_shape(mesh_config(data, fsdp), 8)
 
@@ -51,7 +51,7 @@ def test_large_kernels_are_split_on_their_largest_axis_that_divides():
     assert spec("params/a/kernel", (256, 256), 1) == P()
 
 
-def test_a_state_lies_as_the_rules_say_and_comes_back_whole():
+def test_a_state_is_sharded_by_the_rules_and_gathered_whole():
     mesh = sharding.make_mesh(mesh_config(2, 4))
     tree = {"kernel": np.arange(2**15, dtype=np.float32).reshape(128, 256), "bias": np.arange(5.0)}
     lying = jax.device_put(tree, sharding.state_shardings(mesh, tree))
@@ -63,7 +63,7 @@ def test_a_state_lies_as_the_rules_say_and_comes_back_whole():
     assert all(len(x.devices()) == 1 for x in sharding.local_copy(mesh, lying).values())
 
 
-def test_the_rules_as_a_table_for_a_mesh_that_is_not_here():
+def test_the_table_of_rules_needs_no_devices():
     tree = {
         "a": {"kernel": jax.ShapeDtypeStruct((128, 4096), jnp.float32)},
         "b": jax.ShapeDtypeStruct((3,), jnp.int32),
@@ -75,7 +75,7 @@ def test_the_rules_as_a_table_for_a_mesh_that_is_not_here():
     assert "2.0 MiB in all, 0.0 MiB on each of 512 devices" in table[3]
 
 
-def test_rows_of_a_batch_go_to_all_devices():
+def test_the_rows_of_a_batch_are_split_over_all_devices():
     mesh = sharding.make_mesh(mesh_config(2, 4))
     assert sharding.process_share(mesh) == (0, 1)
     batch = sharding.global_batch(mesh, {"x": np.arange(16).reshape(16, 1)})["x"]

@@ -1,4 +1,4 @@
-"""The shell around every command."""
+"""What every command shares: exit codes, one-line errors, overrides of the config."""
 
 import os
 import subprocess
@@ -70,20 +70,20 @@ def run(folder, *arguments):
         (["user"], 2, "error: unexpected argument 'user'"),
     ],
 )
-def test_exit_codes_and_one_line(arguments, code, error, tmp_path):
+def test_each_ending_has_its_exit_code_and_one_line(arguments, code, error, tmp_path):
     done = run(tmp_path, *arguments)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith(error) and done.stderr.count("\n") == (1 if error else 0)
     assert ("steps 5" in done.stdout) == (not error)
 
 
-def test_a_config_errors_own_words_are_kept(tmp_path):
+def test_the_message_of_an_error_in_a_config_file_is_kept(tmp_path):
     assert "config argument 'nonsense': unknown" in run(tmp_path, "--config=config.py:nonsense").stderr
     assert "steps" in run(tmp_path, "--config.train.stesp=4").stderr
     assert "nowhere.py" in run(tmp_path, "--config=nowhere.py").stderr
 
 
-def test_overrides_reach_the_program(tmp_path):
+def test_config_overrides_reach_the_program(tmp_path):
     assert run(tmp_path, "--config.train.steps=7").stdout == "steps 7\n"
 
 

@@ -43,7 +43,7 @@ def test_samples_are_those_that_a_run_sees_first(camvid_dir):
         np.testing.assert_array_equal(sample.label, record["label"])
 
 
-def test_records_that_cannot_be_read(spoilt_dir):
+def test_unreadable_records_raise_or_are_left_out(spoilt_dir):
     split = open_split(spoilt_dir, "camvid", "train")
     with pytest.raises(CorruptRecordError):
         browse.first_samples(config_of(spoilt_dir), split, 6)
@@ -51,7 +51,7 @@ def test_records_that_cannot_be_read(spoilt_dir):
     assert sorted(sample.id[:5] for sample in found) == ["seq00", "seq01", "seq04", "seq05"]
 
 
-def test_the_sheet_shows_pictures_colours_and_hatching(camvid_dir):
+def test_the_sheet_shows_images_colours_and_hatching(camvid_dir):
     """Where each panel is, told by its colours; one sample, drawn large."""
     table = open_split(camvid_dir, "camvid", "train").table
     side, grey, seen_grey = browse._PANEL, 100, 180
@@ -83,7 +83,7 @@ def test_the_sheet_shows_pictures_colours_and_hatching(camvid_dir):
 
 
 @pytest.mark.parametrize("size", [(5, 280), (280, 7), (33, 33), (300, 500), (2000, 1), (141, 100)])
-def test_any_size_fits(size, camvid_dir):
+def test_images_of_any_size_fit_the_sheet(size, camvid_dir):
     table = open_split(camvid_dir, "camvid", "train").table
     image, label = np.zeros((*size, 3), np.uint8), np.full(size, 255, np.uint8)
     name = "a/very/long/path/" * 20 + "name"
@@ -92,7 +92,7 @@ def test_any_size_fits(size, camvid_dir):
     assert sheet.shape[0] <= browse._PANEL + 200
 
 
-def test_outputs_that_are_refused(tmp_path):
+def test_bad_or_existing_outputs_are_refused(tmp_path):
     there = epath.Path(tmp_path / "sheet.png")
     browse.check_output(there, overwrite=False)
     there.write_text("")
@@ -103,8 +103,8 @@ def test_outputs_that_are_refused(tmp_path):
         browse.check_output(epath.Path(tmp_path / "sheet"), overwrite=False)
 
 
-def test_the_command(camvid_dir, tmp_path, user_env):
-    """As a process: a picture of validation records in a new folder, once."""
+def test_the_command_writes_a_sheet_once(camvid_dir, tmp_path, user_env):
+    """As a process: an image of validation records in a new folder, once."""
     output = tmp_path / "new" / "sheet.jpg"
     command = [sys.executable, "-m", "hfgd_jax.tools.browse", "--config=configs/camvid.py:tiny"]
     command += ["--config.data.dataset=camvid", "--config.data.num_classes=11", "--split=val", "--count=2"]
@@ -120,7 +120,7 @@ def test_the_command(camvid_dir, tmp_path, user_env):
     assert output.read_bytes() == before
 
 
-def test_crops_that_are_mostly_padding_are_told(camvid_dir):
+def test_mostly_padded_crops_get_a_note(camvid_dir):
     """Records of 53x37, 41x61, 64x48 (twice), 97x33 and 40x40: 58x44 at the median."""
     split = open_split(camvid_dir, "camvid", "train")
     sample = browse.first_samples(config_of(camvid_dir), split, 6)

@@ -191,7 +191,7 @@ def rewrite(raw, change):
         ),
     ],
 )
-def test_what_labels_look_like_is_said(change, hint, camvid_raw):
+def test_common_label_mistakes_get_a_hint(change, hint, camvid_raw):
     rewrite(camvid_raw, change)
     reports = check_dataset.check("camvid", raw=camvid_raw)
     found = hints(reports)
@@ -230,14 +230,14 @@ def swap(raw):
         (raw / "aside").rename(raw / split / "labels")
 
 
-def test_swapped_folders_with_jpegs_are_told(camvid_raw):
+def test_swapped_folders_with_jpegs_are_a_problem(camvid_raw):
     swap(camvid_raw)
     (camvid_raw / "train" / "labels" / "seq03_f00090.png").unlink()
     with pytest.raises(UserError, match=r"train/labels/seq00_f00000.jpg: a JPEG in the folder of the labels"):
         check_dataset.check("camvid", raw=camvid_raw)
 
 
-def test_swapped_folders_with_pngs_alone_are_told(camvid_raw):
+def test_swapped_folders_with_pngs_alone_are_a_problem(camvid_raw):
     for path in camvid_raw.glob("*/images/*.jpg"):
         Image.open(path).convert("RGB").save(path.with_suffix(".png"))
         path.unlink()
@@ -270,7 +270,7 @@ def test_long_lists_are_cut():
     assert lines[-1] == "  PROBLEM ... and 5 more: unreadable images"
 
 
-def test_unusable_places(tmp_path):
+def test_unusable_places_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         check_dataset.check("camvid", raw=tmp_path / "nowhere")
     with pytest.raises(UserError, match="train/images: no such folder"):
@@ -287,7 +287,7 @@ def test_unusable_places(tmp_path):
         (None, "nowhere", 2, None),
     ],
 )
-def test_exit_codes(fault, where, code, last, camvid_raw):
+def test_exit_code_is_1_with_problems_and_2_for_bad_arguments(fault, where, code, last, camvid_raw):
     if fault:
         fault(camvid_raw)
     command = [sys.executable, "-m", "hfgd_jax.tools.check_dataset", "--dataset=camvid"]

@@ -7,7 +7,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -19,6 +18,7 @@ from hfgd_jax.runs.checkpoints import Checkpoints
 from hfgd_jax.tools import import_weights
 from hfgd_jax.weights import foreign, pretrained
 from hfgd_jax.weights.layouts import file_shape
+from hfgd_jax.weights.names import upernet
 
 LABELS = ("sky", "road", "car", "road")
 GIVEN = {
@@ -51,7 +51,7 @@ def tensors():
     """Of a small UPerNet, with what transformers' files have besides."""
     config = foreign.config_of(GIVEN)
     shapes = jax.eval_shape(system.make_init(system.build(config)), jax.random.PRNGKey(0)).model
-    out = random_file(foreign.upernet_naming("convnext_a"), shapes, ())
+    out = random_file(upernet.naming("convnext_a"), shapes, ())
     out["decode_head.bottleneck.batch_norm.num_batches_tracked"] = np.zeros((), np.int64)
     out["auxiliary_head.classifier.bias"] = np.zeros(4, np.float32)
     return out
@@ -95,8 +95,7 @@ def test_a_whole_model_becomes_a_run_that_predicts(folder, tensors, tmp_path, ca
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "photos" / "one.png")
     output = tmp_path / "out"
-    with flagsaver.flagsaver(mode="predict", input=str(tmp_path / "photos"), output=str(output)):
-        assert main._predict(config, str(workdir), "latest") == 0
+    assert main.predict_images(config, str(workdir), "latest", str(tmp_path / "photos"), str(output)) == 0
     mask = np.asarray(Image.open(output / "masks" / "one.png"))
     assert mask.shape == (40, 60) and mask.max() < 4
     assert "predicting with step 0" in capsys.readouterr().out

@@ -23,7 +23,7 @@ def cpu_only():
     return primitive.bind
 
 
-def test_tiny_demo_for_both_on_a_mesh_that_is_not_here(capsys):
+def test_the_tiny_demo_is_lowered_for_tpu_and_cuda_on_an_absent_mesh(capsys):
     config = demo.get_config("tiny")
     config.mesh.fsdp, config.train.batch_size = 8, 64
     config.loss.balance = "median_frequency"  # of data that is not here
@@ -56,7 +56,7 @@ def test_an_operation_without_a_lowering_is_named_with_its_place(cpu_only):
     assert "FAILED" in lower.line("train step", "tpu", result) and "made_up" in lower.line("x", "tpu", result)
 
 
-def test_the_command_fails_where_one_step_does(cpu_only, monkeypatch, capsys):
+def test_the_command_returns_1_where_one_step_fails(cpu_only, monkeypatch, capsys):
     bad = (jax.jit(cpu_only), [jax.ShapeDtypeStruct((2,), jnp.float32)])
     good = (jax.jit(jnp.sin), bad[1])
     config = demo.get_config("tiny")
@@ -77,7 +77,7 @@ def test_the_command_fails_where_one_step_does(cpu_only, monkeypatch, capsys):
         code(["gpu"], good=good)
 
 
-def test_a_batch_that_does_not_divide_is_told_before_anything_is_traced():
+def test_a_batch_that_does_not_divide_is_refused_before_tracing():
     with pytest.raises(UserError, match=r"config\.train\.batch_size"):
         lower.steps(demo.get_config("tiny"), devices=3)
 

@@ -13,7 +13,7 @@ def run(*arguments, module="hfgd_jax.tools.prepare"):
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_prepares_and_says_where(camvid_raw, tmp_path):
+def test_the_command_prepares_and_prints_the_folder(camvid_raw, tmp_path):
     where = ("--source", camvid_raw, "--data_dir", tmp_path / "data")
     done = run("--dataset", "camvid", *where, "--allow_partial")
     assert done.returncode == 0, done.stderr
@@ -50,19 +50,19 @@ def test_a_bad_label_is_one_line_with_the_file(camvid_raw, tmp_path):
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_a_partial_copy_is_told_in_one_line(camvid_raw, tmp_path):
+def test_a_partial_copy_is_one_line_and_exit_code_2(camvid_raw, tmp_path):
     done = run("--dataset=camvid", f"--source={camvid_raw}", f"--data_dir={tmp_path / 'data'}")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "train has 6 records, its owners count 367" in done.stderr
     assert not (tmp_path / "data").exists()
 
 
-def test_a_share_for_validation_is_for_folders_alone(camvid_raw, tmp_path):
+def test_val_ratio_is_for_folders_alone(camvid_raw, tmp_path):
     where = (f"--source={camvid_raw}", f"--data_dir={tmp_path / 'data'}")
     done = run("--dataset=camvid", *where, "--val_ratio=0.2")
     assert done.returncode == 2 and "has splits of its own" in done.stderr
 
 
-def test_help_is_no_error():
+def test_help_exits_without_error():
     done = run("--help")
     assert done.returncode == 0 and "--data_dir" in done.stdout + done.stderr

@@ -33,14 +33,14 @@ def test_smallest_features_by_hand(kernel, bias, free, positive):
         np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
-def test_tokens_that_are_none():
+def test_bad_tokens_raise():
     with pytest.raises(ValueError, match=r"kernel \(2, 3\) and bias \(2,\)"):
         reachability.smallest_features(np.zeros((2, 3)), np.zeros(2), signed=True)
     with pytest.raises(ValueError, match="not finite"):
         reachability.smallest_features(np.full((2, 3), np.nan), np.zeros(3), signed=True)
 
 
-def test_cosines():
+def test_cosines_of_tokens():
     found = reachability.cosines(np.float32([[3, 4, 0], [4, 3, 0]]))
     np.testing.assert_allclose(found, [[1, 0.96, 0], [0.96, 1, 0], [0, 0, 0]], atol=1e-12)
 

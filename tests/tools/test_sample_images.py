@@ -1,4 +1,4 @@
-"""hfgd_jax.tools.sample_images: pictures of a prepared data set as files."""
+"""hfgd_jax.tools.sample_images: images of a prepared data set as files."""
 
 import numpy as np
 import pytest
@@ -9,22 +9,22 @@ from hfgd_jax.errors import UserError
 from hfgd_jax.tools.sample_images import sample
 
 
-def test_pictures_are_the_records(shapes_dir, tmp_path):
+def test_images_are_the_records(shapes_dir, tmp_path):
     split = open_split(shapes_dir, "shapes", "val")
-    written = sample(split, 3, tmp_path / "new" / "pictures")
+    written = sample(split, 3, tmp_path / "new" / "images")
     assert len(set(written)) == 3
     for path, index in zip(written, (0, 2, 5), strict=True):  # spread over the 8
         assert split.record_id(index) in path.stem
         with Image.open(path) as image:
             np.testing.assert_array_equal(np.asarray(image), split.example(index)["image"])
-    assert sample(split, 3, tmp_path / "new" / "pictures") == written  # again, over them
+    assert sample(split, 3, tmp_path / "new" / "images") == written  # again, over them
 
 
-def test_no_more_than_there_are(shapes_dir, tmp_path):
+def test_no_more_images_than_records_are_written(shapes_dir, tmp_path):
     assert len(sample(open_split(shapes_dir, "shapes", "val"), 99, tmp_path)) == 8
 
 
-def test_an_output_that_is_a_file(shapes_dir, tmp_path):
+def test_an_output_that_is_a_file_is_refused(shapes_dir, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--output="):
         sample(open_split(shapes_dir, "shapes", "val"), 1, tmp_path / "file")

@@ -96,7 +96,7 @@ def test_seeds_are_averaged_and_compared_in_pairs():
     assert rows["pole"] == ["+0.00", "+20.00", "1 of 2"]
 
 
-def test_what_the_runs_have_more_and_markdown():
+def test_boundary_scores_are_shown_where_all_runs_have_them_in_markdown():
     one = record(
         "a|b",
         3,
@@ -121,7 +121,7 @@ def test_what_the_runs_have_more_and_markdown():
     ]
 
 
-def test_what_makes_a_group():
+def test_runs_that_differ_in_the_seed_alone_are_a_group():
     """Speed, place and reporting do not tell runs apart; the weights and the evaluation do."""
     base = record("run", 0, 0.5, {}, model__channels=96)
     same = record("other", 1, 0.5, {}, model__channels=96, train__log_every=1, eval__every=5)
@@ -148,12 +148,12 @@ def test_what_makes_a_group():
         (record("b", 1, 0.5, {}), ("x", "y"), "--labels=x,y: 2, but the groups are a$"),
     ],
 )
-def test_groups_that_make_no_sense_are_the_users_mistake(other, labels, says):
+def test_unusable_groups_are_user_errors(other, labels, says):
     with pytest.raises(UserError, match=says):
         score_tables.group([record("a", 0, 0.5, {}), other], labels)
 
 
-def test_unknown_names_are_the_users_mistake():
+def test_unknown_names_are_user_errors():
     one = record("a", 0, 0.5, {"road": 0.5})
     with pytest.raises(UserError, match="--classes: no pole; the runs' classes are road"):
         text([one], ["pole"])
@@ -200,7 +200,7 @@ def test_the_settings_are_those_of_the_last_evaluation(tmp_path):
     assert records.of_run(run)["settings"] == {"flip": True}
 
 
-def test_records_that_cannot_be_written_or_read(tmp_path):
+def test_unwritable_and_unreadable_records_are_user_errors(tmp_path):
     one = record("a", 0, 0.5, {})
     with pytest.raises(UserError, match="command='run --data=/home/me' holds an absolute path"):
         scores.write_records([one], str(tmp_path), "run --data=/home/me", "", overwrite=False)
@@ -220,7 +220,7 @@ def test_records_that_cannot_be_written_or_read(tmp_path):
         records.of_run(tmp_path)
 
 
-def test_the_commit_of_a_checkout(tmp_path):
+def test_the_commit_is_that_of_the_checkout(tmp_path):
     def git(*arguments):
         who = ("-c", "user.name=me", "-c", "user.email=me@example.org")
         subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
@@ -240,7 +240,7 @@ def test_the_commit_of_a_checkout(tmp_path):
     assert records.commit(package) == f"{clean}-dirty"
 
 
-def test_the_tables_of_a_page_are_made_anew(tmp_path):
+def test_update_replaces_the_tables_of_a_page(tmp_path):
     folder = tmp_path / "results" / "small"
     for one in (record("b", 0, 0.25, {"road": 0.5}), record("a", 0, 0.5, {"road": 0.5}, train__steps=1)):
         records.write(one, folder, overwrite=False)
@@ -265,7 +265,7 @@ def test_the_tables_of_a_page_are_made_anew(tmp_path):
         ("<!-- scores: missing -->\n<!-- end scores -->\n", "missing: holds no records"),
     ],
 )
-def test_pages_with_a_mistake(page, says, tmp_path):
+def test_pages_with_bad_markers_are_user_errors(page, says, tmp_path):
     path = tmp_path / "page.md"
     path.write_text(page)
     with pytest.raises(UserError, match=says) as caught:

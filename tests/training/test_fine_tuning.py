@@ -31,7 +31,7 @@ def runs(shapes_dir, tmp_path_factory):
     rng, variables = np.random.default_rng(0), pretrained.backbone_shapes("resnet18")
     variables = jax.tree.map(lambda x: rng.normal(0, 0.05, x.shape).astype(np.float32), variables)
     variables["batch_stats"] = jax.tree.map(lambda x: abs(x) + 0.1, variables["batch_stats"])
-    tensors = pretrained.export_backbone(variables, "resnet18", "timm")
+    tensors = pretrained.export(variables, pretrained.find_naming("resnet18", "timm"), root="backbone")
     files.write(folder / "weights.safetensors", tensors)
     fields = {"model.backbone.weights": str(folder / "weights.safetensors"), "optim.clip_norm": 1.0}
     fields |= {"optim.backbone_rate": 0.0, "train.ema_decay": 0.2, "train.steps": STEPS}
@@ -66,7 +66,9 @@ def test_a_frozen_backbone_stays_as_it_is_to_the_last_bit(runs):
     system, start, whole, _, _ = runs
     average, training = saved_state(system, whole, STEPS)
     weights = files.read(system.config.model.backbone.weights)
-    now = pretrained.export_backbone(training["variables"], "resnet18", "timm")
+    now = pretrained.export(
+        training["variables"], pretrained.find_naming("resnet18", "timm"), root="backbone"
+    )
     assert_identical({name: weights[name] for name in now}, now)
     for key, before in start.variables.items():
         assert_identical(before["backbone"], average[key]["backbone"])
@@ -95,13 +97,13 @@ def test_the_average_follows_its_recurrence_and_is_what_is_evaluated_and_kept(ru
     assert_identical(jax.device_get(best), model)
 
 
-def test_a_killed_run_ends_like_one_left_alone(runs):
+def test_a_killed_run_ends_like_an_undisturbed_one(runs):
     system, _, whole, broken, _ = runs
     assert_identical(saved_state(system, whole, STEPS), saved_state(system, broken, STEPS))
     assert (whole / "metrics.json").read_text() == (broken / "metrics.json").read_text()
 
 
-def test_nothing_of_a_frozen_backbone_is_differentiated(tmp_path):
+def test_a_frozen_backbone_is_not_differentiated(tmp_path):
     """A step counts the multiply-accumulates of its forward pass alone."""
     batch, counts = random_batch(2), {}
     for rate in (0.0, 1.0):

@@ -1,4 +1,4 @@
-"""The loop in a workdir: what it writes and what it refuses. Kills and signals: `test_resume.py`."""
+"""The loop in a run directory: what it writes and what it refuses. Kills and signals: `test_resume.py`."""
 
 import json
 
@@ -26,8 +26,8 @@ def test_the_same_config_run_twice_is_identical(shapes_dir, tmp_path):
         loop.run()
         weights = loop.system.config.loss.class_weights
         assert len(set(weights)) == 9
-        told = loop._class_weights()
-        assert told.startswith(f"class weights (median_frequency): {weights[0]:.3g} sky, ")
+        line = loop._class_weights()
+        assert line.startswith(f"class weights (median_frequency): {weights[0]:.3g} sky, ")
         saved = configuration.from_json((tmp_path / name / "config.json").read_text())
         assert configuration.differences(saved, config) == []  # the same command goes on
         states.append(jax.device_get((loop.state.params, loop.state.opt_state)))
@@ -37,7 +37,7 @@ def test_the_same_config_run_twice_is_identical(shapes_dir, tmp_path):
     assert first == second
 
 
-def test_what_a_workdir_holds(shapes_dir, tmp_path):
+def test_a_run_writes_its_files_and_a_second_call_changes_nothing(shapes_dir, tmp_path):
     config = tiny_config(shapes_dir, **{"eval.every": 2, "eval.overlays": 2})
     assert training.run(config, str(tmp_path)) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -65,7 +65,7 @@ def test_only_the_latest_checkpoints_are_kept(shapes_dir, tmp_path):
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [3, 4]
 
 
-def test_another_run_in_the_workdir_is_refused(shapes_dir, tmp_path):
+def test_another_run_in_the_run_directory_is_refused(shapes_dir, tmp_path):
     workdir = epath.Path(tmp_path)
     (workdir / "config.json").write_text(configuration.to_json(tiny_config(shapes_dir)))
     with pytest.raises(UserError, match=r"optim\.learning_rate: 0\.001 -> 0\.5"):
@@ -80,8 +80,8 @@ def test_checkpoints_of_an_unknown_run_are_refused(shapes_dir, tmp_path):
         training.check_workdir(epath.Path(tmp_path), tiny_config(shapes_dir))
 
 
-def test_a_first_try_that_fails_leaves_the_workdir_free(shapes_dir, tmp_path, monkeypatch):
-    """The path of the weights, or the crop, is corrected and the same workdir used again."""
+def test_a_failed_start_leaves_the_run_directory_free(shapes_dir, tmp_path, monkeypatch):
+    """The path of the weights, or the crop, is corrected and the same run directory used again."""
     workdir = tmp_path / "run"
     wrong = {"model.backbone.weights": str(tmp_path / "missing.safetensors")}
     with pytest.raises(UserError, match="no such file"):
@@ -118,11 +118,11 @@ def test_corrupt_records_stop_a_run_or_are_counted(spoilt_dir, tmp_path):
     config = tiny_config(spoilt_dir, "fcn", **fields | {"data.skip_corrupt": True})
     assert training.run(config, str(tmp_path / "lenient")) == 0
     lines = [json.loads(x) for x in (tmp_path / "lenient" / "metrics.jsonl").read_text().splitlines()]
-    # Three steps of two are one epoch of six records, two of which are spoilt.
+    # Three steps of two are one epoch of six records, two of which are damaged.
     assert [line["corrupt_records"] for line in lines if "loss" in line][-1] == 2
 
 
-def test_a_crop_beyond_the_machine_is_refused(tmp_path):
+def test_a_crop_that_needs_too_much_memory_is_refused(tmp_path):
     class Analysis:
         argument_size_in_bytes = output_size_in_bytes = alias_size_in_bytes = 0
         temp_size_in_bytes = 2**60
@@ -142,7 +142,7 @@ def test_a_batch_that_does_not_divide_is_refused(shapes_dir, tmp_path):
         Loop(config, str(tmp_path), Stop())
 
 
-def test_weights_are_not_decided_by_the_batch(tmp_path):
+def test_initial_weights_depend_on_the_seed_alone(tmp_path):
     """`init` depends on the seed alone."""
     one, same, other = (
         jax.jit(make_init(build(tiny_config(tmp_path, "fcn"))))(jax.random.PRNGKey(seed)).params

@@ -82,7 +82,7 @@ def test_every_mesh_takes_the_step_of_one_device(step_of_one, mesh, tmp_path):
     assert update_error(start.params, one.params, eight.params) < 1e-5
 
 
-def test_the_comparison_of_meshes_would_notice(step_of_one, tmp_path):
+def test_a_step_on_less_data_differs(step_of_one, tmp_path):
     """Every parameter moved, and a batch less one device's share moves elsewhere."""
     batch, fields, start, one, _ = step_of_one
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), start.params, one.params)
@@ -138,7 +138,7 @@ def test_accumulation_divides_by_all_pixels_where_they_are_the_divisor(tmp_path)
 
 
 @pytest.mark.parametrize("method", ["fcn", "sa_car", "sfpn", "hfgd_os2"])
-def test_every_system_learns_a_batch_and_bears_an_ignored_one(method, tmp_path):
+def test_every_method_learns_a_batch_and_survives_an_ignored_one(method, tmp_path):
     config = tiny_config(tmp_path)
     configuration.set_method(config, method)
     config.optim.learning_rate = 2e-2

@@ -1,13 +1,9 @@
-"""Whole models of transformers: their configs and the names of their tensors."""
+"""Whole models of transformers as run configs, and back."""
 
-import jax
-import numpy as np
 import pytest
-from flax import traverse_util
 
 from hfgd_jax import config as configs
 from hfgd_jax.errors import UserError
-from hfgd_jax.runs import system
 from hfgd_jax.weights import foreign
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -98,30 +94,3 @@ def test_runs_that_transformers_lacks_are_named(change, words):
     config.model.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=words):
         foreign.transformers_config(config, ("a", "b"))
-
-
-@pytest.mark.parametrize(("kind", "count"), [("convnext", 248), ("swin", 287)])
-def test_every_leaf_has_a_name(kind, count):
-    """The counts are those of transformers' files, less batch counters and auxiliary head."""
-    config = foreign.config_of(given(kind))
-    state = jax.eval_shape(system.make_init(system.build(config)), jax.random.PRNGKey(0))
-    leaves = traverse_util.flatten_dict(state.model)
-    naming = foreign.upernet_naming(config.model.backbone.name)
-    shares = dict.fromkeys(leaves, 0.0)
-    for target in naming.targets.values():
-        shares[(target.collection, *target.path)] += 1 / target.part[1]
-    np.testing.assert_allclose(list(shares.values()), 1)
-    assert len(naming.targets) == count and not naming.optional
-
-
-def test_what_is_left_out_by_design():
-    naming = foreign.upernet_naming("swin_t")
-    for name in (
-        "auxiliary_head.convs.0.conv.weight",
-        "decode_head.bottleneck.batch_norm.num_batches_tracked",
-        "backbone.swin.layernorm.weight",
-        "backbone.encoder.layers.0.blocks.0.attention.self.relative_position_index",
-    ):
-        assert naming.left_out(name), name
-    assert not any(naming.left_out(name) for name in naming.targets)
-    assert not naming.left_out("decode_head.extra.weight")

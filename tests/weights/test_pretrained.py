@@ -15,9 +15,10 @@ from hfgd_jax import config as configs
 from hfgd_jax.errors import UserError
 from hfgd_jax.models import build_model
 from hfgd_jax.models.backbones import BACKBONES, convnext, swin
-from hfgd_jax.weights import files, pretrained
+from hfgd_jax.weights import files, names, pretrained
 from hfgd_jax.weights.layouts import file_shape
-from hfgd_jax.weights.pretrained import export_backbone, load_backbone
+from hfgd_jax.weights.names import namings
+from hfgd_jax.weights.pretrained import export, find_naming, load_backbone
 
 REAL = Path(__file__).parents[3] / "shared" / "weights" / "resnet18_tiny_imagenet.safetensors"
 RAMP = (0.3411072, 2.3294461, 4.1865916, 6.0, 7.8134089, 9.6705542, 11.6588907)
@@ -45,6 +46,8 @@ def small_networks():
         patch.setitem(swin.VARIANTS, "swin_x", swin.SwinVariant((2, 2, 6, 2), 8, (1, 2, 2, 4), 4))
         patch.setitem(BACKBONES, "convnext_x", convnext.entry("convnext_x"))
         patch.setitem(BACKBONES, "swin_x", swin.entry("swin_x"))
+        patch.setitem(names.NAMINGS, "convnext_x", names.convnext.namings)
+        patch.setitem(names.NAMINGS, "swin_x", names.swin.namings)
         yield
 
 
@@ -55,7 +58,7 @@ def blank(name):
 
 def tensors_of(name, naming, dtype=np.float32, prefix=None):
     """A file's tensors in a naming, random."""
-    rng, entry = np.random.default_rng(0), pretrained.find_naming(name, naming)
+    rng, entry = np.random.default_rng(0), find_naming(name, naming)
     flat = traverse_util.flatten_dict(pretrained.backbone_shapes(name))
     prefix = entry.prefixes[0] if prefix is None else prefix
     return {
@@ -162,37 +165,21 @@ def test_the_first_names_and_a_count_are_listed(source, tmp_path):
     [
         (name, naming.name)
         for name in ("resnet18", "convnext_a", "swin_t", "efficientnet_b0")
-        for naming in BACKBONES[name].namings()
+        for naming in namings(name)
     ],
 )
 def test_file_to_ours_to_file_is_bit_exact(name, naming, tmp_path):
     name = {"convnext_a": "convnext_x", "swin_t": "swin_x"}.get(name, name)
     tensors = tensors_of(name, naming)
     variables, report = load(name, tensors, tmp_path)
-    names = {entry.name: entry.targets.keys() for entry in BACKBONES[name].namings()}
-    assert report.naming == next(other for other in names if names[other] == names[naming])
+    keys = {entry.name: entry.targets.keys() for entry in namings(name)}
+    assert report.naming == next(other for other in keys if keys[other] == keys[naming])
     assert report.loaded == sorted(tensors) and not report.notes
-    back = export_backbone(variables, name, naming)
+    back = export(variables, find_naming(name, naming), root="backbone")
     assert back.keys() == tensors.keys()
     for key, value in tensors.items():
         np.testing.assert_array_equal(back[key], value, err_msg=key)
         assert back[key].flags.c_contiguous and back[key].dtype == np.float32
-
-
-@pytest.mark.parametrize("name", ["resnet101", "convnext_l", "swin_l"])
-def test_every_leaf_has_one_name_in_every_naming(name):
-    leaves = traverse_util.flatten_dict(pretrained.backbone_shapes(name))
-    for naming in BACKBONES[name].namings():
-        shares = dict.fromkeys(leaves, 0.0)
-        for target in naming.targets.values():
-            place = (target.collection, "backbone", *target.path)
-            shares[place] += 1 / target.part[1]
-            assert np.prod(file_shape(target, leaves[place].shape)) * target.part[1] == np.prod(
-                leaves[place].shape
-            )
-        unnamed = {"/".join(place[2:-1]) for place, share in shares.items() if share != pytest.approx(1)}
-        assert unnamed <= {"norm_4", "norm_8", "norm_16", "norm_32"}
-        assert all(shares[place] == 0 for place in shares if place[2] in unnamed)
 
 
 def test_a_fused_leaf_is_filled_part_by_part(tmp_path):
@@ -202,7 +189,7 @@ def test_a_fused_leaf_is_filled_part_by_part(tmp_path):
     parts = [tensors[f"{block}{part}.weight"].T for part in ("query", "key", "value")]
     qkv = variables["params"]["backbone"]["stage2_0"]["qkv"]
     np.testing.assert_array_equal(qkv["kernel"], np.concatenate(parts, axis=1))
-    timm = export_backbone(variables, "swin_x", "timm")
+    timm = export(variables, find_naming("swin_x", "timm"), root="backbone")
     np.testing.assert_array_equal(timm["layers.1.blocks.0.attn.qkv.weight"], np.concatenate(parts, axis=1).T)
 
 
@@ -309,9 +296,9 @@ def test_folders_and_shards(tmp_path):
     _, again = load_backbone(blank("convnext_x"), "convnext_x", whole)
     assert again.loaded == report.loaded
     (shards := tmp_path / "shards").mkdir()
-    names, index = sorted(tensors), {}
-    for i, part in enumerate((names[:50], names[50:])):
-        save_file({name: tensors[name] for name in part}, shards / f"model-{i}.safetensors")
+    keys, index = sorted(tensors), {}
+    for i, part in enumerate((keys[:50], keys[50:])):
+        save_file({key: tensors[key] for key in part}, shards / f"model-{i}.safetensors")
         index |= dict.fromkeys(part, f"model-{i}.safetensors")
     listing = shards / files.INDEX
     listing.write_text(json.dumps({"weight_map": index}))
@@ -368,7 +355,7 @@ def test_writing(tmp_path):
 
 def test_an_unknown_naming_is_refused():
     with pytest.raises(UserError, match="'mmseg': swin_x has none; one of timm, torchvision, transformers"):
-        export_backbone(blank("swin_x"), "swin_x", "mmseg")
+        find_naming("swin_x", "mmseg")
 
 
 def test_the_real_file(variables):

@@ -1,4 +1,4 @@
-"""What the builders share: records of a raw data set, their checks, and the TFDS features."""
+"""The builders' base class (`SegmentationBuilder`), and the records of raw data sets with their checks."""
 
 import dataclasses
 import io
@@ -17,20 +17,20 @@ from hfgd_jax.errors import UserError
 
 
 class Record(Protocol):
-    """One picture of a raw data set and its label, either of which may be missing."""
+    """One image of a raw data set and its label, either of which may be missing."""
 
     id: str
 
     @property
     def image_name(self) -> str | None:
-        """Where the picture is, for messages; None where there is none."""
+        """The image's path or name, for messages; None where there is none."""
 
     @property
     def label_name(self) -> str | None:
-        """Where the label is, for messages; None where there is none."""
+        """The label's path or name, for messages; None where there is none."""
 
     def image_bytes(self) -> bytes:
-        """The encoded picture. Raises UserError where it cannot be read."""
+        """The encoded image. Raises UserError where it cannot be read."""
 
     def raw_label(self) -> Integer[np.ndarray, "h w"]:
         """The label map in raw ids. Raises UserError where it cannot be read."""
@@ -38,7 +38,7 @@ class Record(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FileRecord:
-    """A record whose picture and label are files; `read` reads the label."""
+    """A record whose image and label are files; `read` reads the label."""
 
     id: str
     image: Path | None
@@ -76,8 +76,8 @@ class Options:
     """How a folder without lists of its own is divided.
 
     Attributes:
-        val_ratio: the share of the pictures that is for validation, above 0 and below 1.
-        seed: chooses which.
+        val_ratio: the share of the images that is for validation, above 0 and below 1.
+        seed: of the choice.
     """
 
     val_ratio: float = 0.1
@@ -92,7 +92,7 @@ DEFAULTS = Options()
 
 
 def unmatched(record: Record, labelled: bool) -> str | None:
-    """What to say of a picture without label or a label without picture; None where both are there."""
+    """The message for an image without label or a label without image; None where both are there."""
     if record.image_name is None:
         return f"{record.label_name}: label without an image"
     if labelled and record.label_name is None:
@@ -101,7 +101,7 @@ def unmatched(record: Record, labelled: bool) -> str | None:
 
 
 def different_sizes(name: str, label: tuple[int, ...], image: tuple[int, int]) -> str | None:
-    """What to say where label and image have different sizes; None where they do not."""
+    """The message for a label and an image of different sizes; None where the sizes are equal."""
     if tuple(label) == tuple(image):
         return None
     turned = "; is one of them turned by 90 degrees?" if label[0] != label[1] and label == image[::-1] else ""
@@ -109,7 +109,7 @@ def different_sizes(name: str, label: tuple[int, ...], image: tuple[int, int]) -
 
 
 def checked(record: Record, table: LabelTable, labelled: bool) -> tuple[bytes, UInt8[np.ndarray, "h w"]]:
-    """The encoded picture and the label in train ids (1x1 where the split has no labels).
+    """The encoded image and the label in train ids (1x1 where the split has no labels).
 
     Raises:
         UserError: an unreadable file, different sizes, or a value outside the table.
@@ -142,7 +142,7 @@ def pairs(images: Path, labels: Path) -> list[Record]:
         UserError: as `files.by_key`, and where the folders look swapped.
     """
     found, masks = files.by_key(images, files.IMAGE_SUFFIXES), files.by_key(labels, (".png",))
-    files.refuse_pictures_for_labels(labels, masks)
+    files.refuse_images_for_labels(labels, masks)
     return [FileRecord(stem, found.get(stem), masks.get(stem)) for stem in sorted(found | masks)]
 
 
@@ -167,7 +167,7 @@ def listed(names: Path, images: Path, labels: Path, suffix: str, mat_key: str = 
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A TFDS builder over pictures and label maps.
+    """A TFDS builder over images and label maps.
 
     A data set is a subclass with `NAME` and `VERSION` (and a table in `labels.TABLES`, or its own `table`)
     that says in `splits` which records the raw folder holds.

@@ -32,9 +32,10 @@ class Cityscapes(base.SegmentationBuilder):
         for name in ("train", "val"):
             images = files.first_folder(source, f"leftImg8bit/{name}", layout=cls.LAYOUT)
             labels = files.first_folder(source, f"gtFine/{name}", layout=cls.LAYOUT)
-            pictures = files.by_key(images, (".png",), deep=True, ending=_IMAGE)
-            maps = files.by_key(labels, (".png",), deep=True, ending=_LABEL)
-            records = [_record(key, pictures.get(key), maps.get(key)) for key in sorted(pictures | maps)]
+            image_paths = files.by_key(images, (".png",), deep=True, ending=_IMAGE)
+            label_paths = files.by_key(labels, (".png",), deep=True, ending=_LABEL)
+            keys = sorted(image_paths | label_paths)
+            records = [_record(key, image_paths.get(key), label_paths.get(key)) for key in keys]
             found[name] = base.RawSplit(records)
         test = files.by_key(source / "leftImg8bit" / "test", (".png",), deep=True, ending=_IMAGE)
         if test:

@@ -1,4 +1,4 @@
-"""The classes of a user's folder: a list of names (their places are the ids), or of names and colours."""
+"""Reads a user's list of classes: of names (their places are the ids), or of names and colours."""
 
 import csv
 import dataclasses
@@ -21,7 +21,7 @@ Colour = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class ClassList:
-    """What a folder says of its classes: the table, and what reads its masks into the table's raw ids."""
+    """The classes of a folder: their table, and the function that reads its masks as the table's raw ids."""
 
     table: LabelTable
     read_label: Callable[[Path], Integer[np.ndarray, "h w"]]

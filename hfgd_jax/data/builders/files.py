@@ -15,7 +15,7 @@ from hfgd_jax.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 JPEG_SUFFIXES = (".jpg", ".jpeg")
-NAMED = 12  # of the files with the same fault that a message names
+NAMED = 12  # files with the same fault that a message names
 
 
 class ColourLabelError(UserError):
@@ -23,7 +23,7 @@ class ColourLabelError(UserError):
 
 
 def listing(things: Sequence[str], joint: str = ", ") -> str:
-    """The first few of them and how many there are, for messages."""
+    """The first `NAMED` of some things, joined, and how many there are, for messages."""
     first = joint.join(things[:NAMED])
     return first if len(things) <= NAMED else f"{first}{joint}... ({len(things)} in all)"
 
@@ -72,8 +72,8 @@ def _files(folder: Path, deep: bool) -> Iterable[Path]:
     return sorted(folder.rglob("*") if deep else folder.iterdir())
 
 
-def refuse_pictures_for_labels(labels: Path, found: dict[str, Path], deep: bool = False) -> None:
-    """Tells of a folder of labels that holds JPEGs alone: the folders are swapped, or the labels spoilt.
+def refuse_images_for_labels(labels: Path, found: dict[str, Path], deep: bool = False) -> None:
+    """Raises where a folder of labels holds JPEGs alone: the folders are swapped, or the labels are lossy.
 
     Raises:
         UserError: it is such a folder; the message names a file.
@@ -106,7 +106,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def label_reader(suffix: str, key: str = "") -> Callable[[Path], Integer[np.ndarray, "h w"]]:
-    """What reads label files of this suffix; `key` names the variable in `.mat` files."""
+    """The function that reads label files of this suffix; `key` names the variable in `.mat` files."""
     return functools.partial(read_mat, key=key) if suffix == ".mat" else read_label
 
 
@@ -130,10 +130,10 @@ def read_mat(path: Path, key: str) -> Integer[np.ndarray, "h w"]:
     """The label map called `key` in a MATLAB file.
 
     Raises:
-        UserError: the file cannot be read, or has no such map. One of more than `pictures.MAX_PIXELS` values
-            is refused before they are read.
+        UserError: the file cannot be read, or has no such map. One of more than `image_files.MAX_PIXELS`
+            values is refused before they are read.
     """
-    import scipy.io  # half a second that only the readers of MATLAB files need
+    import scipy.io  # takes half a second, for MATLAB files alone
 
     try:
         shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
@@ -150,7 +150,7 @@ def read_mat(path: Path, key: str) -> Integer[np.ndarray, "h w"]:
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width of an encoded picture, after decoding all of it.
+    """Height and width of an encoded image, after decoding all of it.
 
     Raises:
         UserError: it cannot be decoded.
@@ -165,6 +165,6 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 
 
 def looks_like_ids(data: bytes) -> bool:
-    """Whether an encoded picture has one channel (or a palette) and few values, as label files have."""
+    """Whether an encoded image has one channel (or a palette) and few values, as label files have."""
     with image_files.opened(data) as image:
         return image.mode in ("1", "L", "P", "I", "I;16") and len(np.unique(np.asarray(image))) <= 64

@@ -1,4 +1,4 @@
-"""`folder`: anybody's own images and masks.
+"""The data set `folder`: a user's own images and masks.
 
 SOURCE/images/**/NAME.jpg, SOURCE/masks/**/NAME.png, and either `classes.txt` (masks hold ids) or a colour
 table (masks hold colours). Images and masks belong together by their paths without suffix; where all masks
@@ -46,29 +46,29 @@ class Folder(base.SegmentationBuilder):
     def splits(cls, source: Path, options: base.Options = base.DEFAULTS) -> Mapping[str, base.RawSplit]:
         read = class_lists.read(source).read_label
         images, masks = (files.first_folder(source, name, layout=cls.LAYOUT) for name in ("images", "masks"))
-        pictures = files.by_key(images, IMAGE_SUFFIXES, deep=True)
-        labels = files.by_key(masks, MASK_SUFFIXES, deep=True)
-        if ending := _ending(pictures, labels):
-            labels = files.by_key(masks, MASK_SUFFIXES, deep=True, ending=ending)
-        files.refuse_pictures_for_labels(masks, labels, deep=True)
-        if not pictures:
+        image_paths = files.by_key(images, IMAGE_SUFFIXES, deep=True)
+        mask_paths = files.by_key(masks, MASK_SUFFIXES, deep=True)
+        if ending := _ending(image_paths, mask_paths):
+            mask_paths = files.by_key(masks, MASK_SUFFIXES, deep=True, ending=ending)
+        files.refuse_images_for_labels(masks, mask_paths, deep=True)
+        if not image_paths:
             raise UserError(f"{images}: no images ({', '.join(IMAGE_SUFFIXES)}) in it")
         found = {}
-        for name, keys in _divide(source, sorted(pictures | labels), options).items():
-            labelled = name != "test" or any(key in labels for key in keys)
-            records = [base.FileRecord(key, pictures.get(key), labels.get(key), read) for key in keys]
+        for name, keys in _divide(source, sorted(image_paths | mask_paths), options).items():
+            labelled = name != "test" or any(key in mask_paths for key in keys)
+            records = [base.FileRecord(key, image_paths.get(key), mask_paths.get(key), read) for key in keys]
             found[name] = base.RawSplit(records, labelled)
         return found
 
 
-def _ending(pictures: Set[str], labels: Set[str]) -> str:
-    """What all masks have after the names of images, such as `_mask`, where none has an image's very name."""
-    if not labels or any(label in pictures for label in labels):
+def _ending(images: Set[str], masks: Set[str]) -> str:
+    """What follows the image's name in every mask's, such as `_mask`; "" where a mask has an image's name."""
+    if not masks or any(mask in images for mask in masks):
         return ""
-    one = min(labels)
-    whole = max((one[:end] for end in range(len(one)) if one[:end] in pictures), default=one, key=len)
+    one = min(masks)
+    whole = max((one[:end] for end in range(len(one)) if one[:end] in images), default=one, key=len)
     ending = one[len(whole) :]
-    return ending if "/" not in ending and all(label.endswith(ending) for label in labels) else ""
+    return ending if "/" not in ending and all(mask.endswith(ending) for mask in masks) else ""
 
 
 def _divide(source: Path, keys: Sequence[str], options: base.Options) -> dict[str, Sequence[str]]:
@@ -111,7 +111,7 @@ def _as_key(name: str, known: Set[str]) -> str:
 
 
 def _refuse_shared(divided: Mapping[str, Sequence[str]], lists: Mapping[str, Path]) -> None:
-    """A picture that is both trained on and scored on makes the score worthless."""
+    """Raises UserError where two lists name the same image: a score on training images is worthless."""
     names = list(divided)
     for i, one in enumerate(names):
         for other in names[i + 1 :]:

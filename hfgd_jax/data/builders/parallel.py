@@ -1,4 +1,4 @@
-"""Work on many records at once, in order and in little memory, and how far it has come."""
+"""Maps a function over records on threads, in order and in little memory; and prints progress."""
 
 import collections
 import concurrent.futures
@@ -15,7 +15,7 @@ R = TypeVar("R")
 def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:
     """Yields `function(item)` in the items' order, computed by threads (by default one a core).
 
-    Threads do, since the libraries that decode and encode let go of the interpreter's lock. At most two items
+    Threads are enough: the libraries that decode and encode release the interpreter's lock. At most two items
     a thread are under way or waiting to be taken. An exception of `function` is raised in its item's place.
     """
     threads = threads or _cores()

@@ -1,4 +1,4 @@
-"""`shapes`: generated street scenes, the data set that needs no download (see `data.scenes`)."""
+"""The data set `shapes`: generated street scenes, for which nothing is downloaded (`data/scenes.py`)."""
 
 import dataclasses
 import functools

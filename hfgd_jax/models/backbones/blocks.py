@@ -63,10 +63,10 @@ def _scan(
     params, period = parent.variables["params"], len(makers)
     blocks = [make(parent=None) for make in makers]
     weights = [
-        jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names[place::period]))
-        for place in range(period)
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names[i::period]))
+        for i in range(period)
     ]
-    given = [jax.tree.map(lambda v, place=place: v[place::period], inputs) for place in range(period)]
+    given = [jax.tree.map(lambda v, i=i: v[i::period], inputs) for i in range(period)]
 
     def repetition(x: Array, step: tuple) -> tuple[Array, None]:
         for block, weight, value in zip(blocks, *step, strict=True):

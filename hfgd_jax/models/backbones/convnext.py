@@ -11,15 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hfgd_jax.models.backbones.base import (
-    IMAGENET,
-    Backbone,
-    Layout,
-    Naming,
-    WeightTarget,
-    layer_targets,
-    level_norm_targets,
-)
+from hfgd_jax.models.backbones.base import IMAGENET, Backbone
 from hfgd_jax.models.backbones.blocks import run_blocks
 from hfgd_jax.models.backbones.stochastic import Drops, draw, drop_path, drop_path_rates
 from hfgd_jax.models.layers import BatchNorm, Conv, DepthwiseConv, PatchConv, layer_norm
@@ -101,7 +93,7 @@ class ConvNeXt(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b h w c"]]:
+    def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b _ _ _"]]:
         conv = partial(PatchConv, kernel_init=init, dtype=self.dtype)
         norm = partial(layer_norm, dtype=self.dtype)
         rates = drop_path_rates(sum(self.depths), self.drop_path)
@@ -120,155 +112,6 @@ class ConvNeXt(nn.Module):
             level, done = 2 << stage, done + depth
             pyramid[level] = norm(name=f"norm_{level}")(x)
         return pyramid
-
-
-class _Names(NamedTuple):
-    """How a project names the parts of the network.
-
-    A convolution, dense layer or norm is given without its `.weight` and `.bias`, the parts of a block
-    without the block. `{s}` is the stage from 0, `{stage}` from 1, `{b}` the block; torchvision counts
-    downsamplings (`{even}`) and stages (`{odd}`) together.
-    """
-
-    stem: str
-    stem_norm: str
-    downsample: str  # holds a norm `.0` and a convolution `.1`
-    block: str
-    depthwise: str
-    norm: str
-    expand: str
-    project: str
-    layer_scale: str
-    scale_layout: Layout = "plain"
-    dense_layout: Layout = "linear"
-    level_norm: str = ""
-
-
-_TIMM = _Names(
-    stem="stem.0",
-    stem_norm="stem.1",
-    downsample="stages.{s}.downsample",
-    block="stages.{s}.blocks.{b}",
-    depthwise="conv_dw",
-    norm="norm",
-    expand="mlp.fc1",
-    project="mlp.fc2",
-    layer_scale="gamma",
-)
-_TORCHVISION = _Names(
-    stem="features.0.0",
-    stem_norm="features.0.1",
-    downsample="features.{even}",
-    block="features.{odd}.{b}",
-    depthwise="block.0",
-    norm="block.2",
-    expand="block.3",
-    project="block.5",
-    layer_scale="layer_scale",
-    scale_layout="channel_scale",
-)
-_TRANSFORMERS = _Names(
-    stem="embeddings.patch_embeddings",
-    stem_norm="embeddings.layernorm",
-    downsample="encoder.stages.{s}.downsampling_layer",
-    block="encoder.stages.{s}.layers.{b}",
-    depthwise="dwconv",
-    norm="layernorm",
-    expand="pwconv1",
-    project="pwconv2",
-    layer_scale="layer_scale_parameter",
-    level_norm="hidden_states_norms.stage{stage}",
-)
-_TRANSFORMERS_DINOV3 = _Names(
-    stem="stages.0.downsample_layers.0",
-    stem_norm="stages.0.downsample_layers.1",
-    downsample="stages.{s}.downsample_layers",
-    block="stages.{s}.layers.{b}",
-    depthwise="depthwise_conv",
-    norm="layer_norm",
-    expand="pointwise_conv1",
-    project="pointwise_conv2",
-    layer_scale="gamma",
-)
-_FACEBOOK = _Names(
-    stem="downsample_layers.0.0",
-    stem_norm="downsample_layers.0.1",
-    downsample="downsample_layers.{s}",
-    block="stages.{s}.{b}",
-    depthwise="dwconv",
-    norm="norm",
-    expand="pwconv1",
-    project="pwconv2",
-    layer_scale="gamma",
-    level_norm="norm{s}",
-)
-
-
-def targets(names: _Names, depths: tuple[int, ...]) -> dict[str, WeightTarget]:
-    """The name of every tensor of a network of these depths, and where it goes."""
-    table = layer_targets(names.stem, ("stem",), "conv") | layer_targets(names.stem_norm, ("stem_norm",))
-    for s, depth in enumerate(depths):
-        if s > 0:
-            source, here = names.downsample.format(s=s, even=2 * s), f"downsample{s + 1}"
-            table |= layer_targets(f"{source}.0", (f"{here}_norm",)) | layer_targets(
-                f"{source}.1", (here,), "conv"
-            )
-        for b in range(depth):
-            source, here = names.block.format(s=s, b=b, odd=2 * s + 1), f"stage{s + 1}_{b}"
-            table |= layer_targets(f"{source}.{names.depthwise}", (here, "depthwise"), "conv")
-            table |= layer_targets(f"{source}.{names.norm}", (here, "norm"))
-            table |= layer_targets(f"{source}.{names.expand}", (here, "expand"), names.dense_layout)
-            table |= layer_targets(f"{source}.{names.project}", (here, "project"), names.dense_layout)
-            scale = WeightTarget("params", (here, "layer_scale"), names.scale_layout)
-            table[f"{source}.{names.layer_scale}"] = scale
-    return table | level_norm_targets(names.level_norm)
-
-
-def namings(name: str) -> tuple[Naming, ...]:
-    """The names that its weight files come in.
-
-    timm and torchvision have no norms of the levels, so that these start fresh from their files and have no
-    place in them. timm's atto holds its dense layers as 1x1 convolutions.
-
-    DINOv3's networks (Siméoni et al. 2025; ImageNet's mean and deviation) come in timm's names, in their
-    authors', which are `facebook`'s, and in names of their own from transformers. Their one norm past the
-    stages, of the pooled feature and the last level's, is left out as a classifier's is, and as the backbones
-    of timm and transformers do; the authors' files hold it twice, as `norm` and `norms.3`.
-    """
-    heads = {
-        "timm": ("head.", "norm_pre."),
-        "torchvision": ("classifier.",),
-        "transformers": ("layernorm.", "classifier."),
-        "facebook": ("norm.", "norms.3.", "head."),
-        "transformers_dinov3": ("layer_norm.",),
-    }
-    prefixes = {
-        "transformers": ("convnext.", "backbone.", ""),
-        "facebook": ("", "backbone."),
-        "transformers_dinov3": ("", "model."),
-    }
-    timm = _TIMM._replace(dense_layout="conv") if name == "convnext_a" else _TIMM
-    tables = {
-        "timm": timm,
-        "torchvision": _TORCHVISION,
-        "transformers": _TRANSFORMERS,
-        "facebook": _FACEBOOK,
-        "transformers_dinov3": _TRANSFORMERS_DINOV3,
-    }
-    return tuple(
-        Naming(
-            source,
-            targets(names, VARIANTS[name].depths),
-            partial(_starts_with, heads[source]),
-            prefixes.get(source, ("",)),
-            frozenset(level_norm_targets(names.level_norm)),
-        )
-        for source, names in tables.items()
-    )
-
-
-def _starts_with(beginnings: tuple[str, ...], name: str) -> bool:
-    return name.startswith(beginnings)
 
 
 def build(
@@ -296,6 +139,5 @@ def entry(name: str) -> Backbone:
         build=partial(build, name),
         channels={4 << s: width for s, width in enumerate(variant.widths)},
         normalization=IMAGENET,
-        namings=partial(namings, name),
         drop_path=variant.drop_path,
     )

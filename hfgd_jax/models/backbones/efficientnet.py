@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hfgd_jax.models.backbones import efficientnet_names
 from hfgd_jax.models.backbones.base import IMAGENET, LITE, Backbone
 from hfgd_jax.models.backbones.stochastic import Drops, draw, drop_path, drop_path_rates
 from hfgd_jax.models.layers import BatchNorm, Conv, DepthwiseConv, batch_norm, he_fan_out
@@ -151,9 +150,9 @@ class EfficientNet(nn.Module):
     A level is the output of the last stage of its stride: a linear bottleneck, and narrow. With
     `expanded_levels` it is what the network itself makes of that next, six times as wide and activated: the
     expansion of the block that follows and, at level 32, the classifier's 1x1 convolution, which is left out
-    otherwise. A protected decoder sees no more of the image than these (docs/readings.md).
+    otherwise. A protected decoder gets no more of the image than these (docs/readings.md).
 
-    Dilation as in timm: the first block of a stage whose stride went still has the rate before;
+    Dilation as in timm: the first block of a stage whose stride was removed still has the rate before;
     sampled at stride 32, the features of any `output_stride` are those of the undilated network.
 
     Attributes:
@@ -176,7 +175,7 @@ class EfficientNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b h w c"]]:
+    def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b _ _ _"]]:
         lite, stages = is_lite(self.variant), scaled_stages(self.variant)
         block = nn.remat(EfficientNetBlock, static_argnums=2) if self.remat else EfficientNetBlock
         rates = drop_path_rates(sum(stage.blocks for stage in stages), self.drop_path)
@@ -254,12 +253,10 @@ def build(
 
 def entry(name: str) -> Backbone:
     """The registry entry of a key of `SCALES`."""
-    stages = scaled_stages(name)
     return Backbone(
         build=partial(build, name),
         channels=channels(name),
         normalization=LITE if is_lite(name) else IMAGENET,
-        namings=partial(efficientnet_names.namings, tuple(stage.blocks for stage in stages), is_lite(name)),
         drop_path=DROP_PATH,
         epsilon=BATCH_NORM.epsilon,
     )

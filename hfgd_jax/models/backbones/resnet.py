@@ -1,4 +1,4 @@
-"""ResNet-18, 50 and 101: torchvision's v1.5 (stride on the 3x3), dilated for OS 16 and 8 (spec 1.6).
+"""ResNet-18, 50 and 101: torchvision's v1.5 (stride on the 3x3), dilated for OS 16 and 8.
 
 The `d` variants (He et al., "Bag of tricks for image classification", 2019; timm's `resnet50d`) have a stem
 of three 3x3 convolutions, and average where the shortcut of a plain one skips pixels.
@@ -6,7 +6,6 @@ of three 3x3 convolutions, and average where the shortcut of a plain one skips p
 Symmetric padding everywhere: with sizes of `32k + 1` a stride-s feature sits on pixels 0, s, 2s, ....
 """
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hfgd_jax.models.backbones.base import IMAGENET, Backbone, Naming, WeightTarget
+from hfgd_jax.models.backbones.base import IMAGENET, Backbone
 from hfgd_jax.models.layers import BatchNorm, Conv, average_pool, batch_norm, he_fan_out, max_pool
 
 BATCH_NORM = BatchNorm(epsilon=1e-5)
@@ -86,8 +85,8 @@ class ResNet(nn.Module):
 
     Dilation keeps the weights' meaning: sampled at stride 32, the features of any `output_stride` are those
     of the undilated network (torchvision's convention: the first block of a dilated stage still has the rate
-    of the stage before, for the convolution whose stride went). With `multi_grid` (DeepLab's convention,
-    only when dilated) block i of the last stage has the stage's rate times 1, 2, 4.
+    of the stage before, for the convolution whose stride was removed). With `multi_grid` (DeepLab's
+    convention, only when dilated) block i of the last stage has the stage's rate times 1, 2, 4.
 
     Attributes:
         variant: a key of `DEPTHS`.
@@ -106,7 +105,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b h w c"]]:
+    def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b _ _ _"]]:
         x, pyramid = max_pool(self._stem(images, train)), {}
         block = nn.remat(ResNetBlock, static_argnums=2) if self.remat else ResNetBlock
         for stage, blocks in enumerate(self._plan()):
@@ -158,77 +157,6 @@ def channels(name: str) -> dict[int, int]:
     return {4 << i: c * (4 if is_bottleneck(name) else 1) for i, c in enumerate(STAGE_CHANNELS)}
 
 
-def torchvision_targets(name: str) -> dict[str, WeightTarget]:
-    """torchvision's name of every tensor of the network, and where it goes; of a `d` variant, timm's."""
-    if is_deep(name):
-        norms = ("conv1.1", "conv1.4", "bn1")
-        table, shift = {}, 1  # after the pooling, which has no tensors
-        for i, norm in enumerate(norms):
-            table |= _conv_and_norm(f"conv1.{3 * i}", norm, (f"stem_conv{i + 1}",), (f"stem_bn{i + 1}",))
-    else:
-        table, shift = _conv_and_norm("conv1", "bn1", ("conv1",), ("bn1",)), 0
-    for source, block, convolutions, shortcut in _blocks(name, "layer{stage}.{i}"):
-        for k in range(1, convolutions + 1):
-            here = (block, f"conv{k}"), (block, f"bn{k}")
-            table |= _conv_and_norm(f"{source}.conv{k}", f"{source}.bn{k}", *here)
-        if shortcut:
-            here = (block, "downsample_conv"), (block, "downsample_bn")
-            parts = f"{source}.downsample.{shift}", f"{source}.downsample.{shift + 1}"
-            table |= _conv_and_norm(*parts, *here)
-    return table
-
-
-def transformers_targets(name: str) -> dict[str, WeightTarget]:
-    """transformers' name of every tensor of a network that is no `d` variant, and where it goes."""
-
-    def layer(source: str, *here: tuple[str, ...]) -> dict[str, WeightTarget]:
-        return _conv_and_norm(f"{source}.convolution", f"{source}.normalization", *here)
-
-    table = layer("embedder.embedder", ("conv1",), ("bn1",))
-    for source, block, convolutions, shortcut in _blocks(name, "encoder.stages.{s}.layers.{i}"):
-        for k in range(convolutions):
-            table |= layer(f"{source}.layer.{k}", (block, f"conv{k + 1}"), (block, f"bn{k + 1}"))
-        if shortcut:
-            table |= layer(f"{source}.shortcut", (block, "downsample_conv"), (block, "downsample_bn"))
-    return table
-
-
-def _blocks(name: str, pattern: str) -> Iterator[tuple[str, str, int, bool]]:
-    """Of every block its name by `pattern`, its name here, its convolutions, whether its shortcut has one."""
-    bottleneck = is_bottleneck(name)
-    for s, depth in enumerate(DEPTHS[name]):
-        for i in range(depth):
-            source = pattern.format(s=s, stage=s + 1, i=i)
-            yield source, f"layer{s + 1}_{i}", 3 if bottleneck else 2, i == 0 and (s > 0 or bottleneck)
-
-
-def left_out(name: str) -> bool:
-    """The source's classifier and torch's batch counters."""
-    return name.startswith(("fc.", "classifier.")) or name.endswith(".num_batches_tracked")
-
-
-def _conv_and_norm(
-    conv: str, norm: str, conv_path: tuple[str, ...], norm_path: tuple[str, ...]
-) -> dict[str, WeightTarget]:
-    return {
-        f"{conv}.weight": WeightTarget("params", (*conv_path, "kernel"), "conv"),
-        f"{norm}.weight": WeightTarget("params", (*norm_path, "scale")),
-        f"{norm}.bias": WeightTarget("params", (*norm_path, "bias")),
-        f"{norm}.running_mean": WeightTarget("batch_stats", (*norm_path, "mean")),
-        f"{norm}.running_var": WeightTarget("batch_stats", (*norm_path, "var")),
-    }
-
-
-def namings(name: str) -> tuple[Naming, ...]:
-    """The names that its weight files come in; timm's are torchvision's, and alone have the `d` variants."""
-    timm = Naming("timm", torchvision_targets(name), left_out)
-    if is_deep(name):
-        return (timm,)
-    prefixes = ("resnet.", "backbone.", "")
-    transformers = Naming("transformers", transformers_targets(name), left_out, prefixes)
-    return timm, timm._replace(name="torchvision"), transformers
-
-
 def build(
     name: str,
     *,
@@ -252,6 +180,5 @@ def entry(name: str) -> Backbone:
         build=partial(build, name),
         channels=channels(name),
         normalization=IMAGENET,
-        namings=partial(namings, name),
         epsilon=BATCH_NORM.epsilon,
     )

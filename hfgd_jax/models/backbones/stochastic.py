@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PRNGKeyArray, UInt32
 
 RNG = "stochastic"
 
@@ -14,12 +14,12 @@ RNG = "stochastic"
 class Drops(NamedTuple):
     """Rates and keys of stochastic depth, of one block or, with a leading axis, of several."""
 
-    rate: Float[Array, "*blocks"]
-    key: Key[Array, "*blocks"]
+    rate: Float[np.ndarray | Array, "*blocks"]
+    key: Key[Array, "*blocks"] | UInt32[Array, "*blocks 2"]
 
 
 def drop_path(
-    x: Float[Array, "b ..."], rate: float | Float[Array, ""], key: Key[Array, ""]
+    x: Float[Array, "b ..."], rate: float | np.floating | Float[Array, ""], key: PRNGKeyArray
 ) -> Float[Array, "b ..."]:
     """Sets each sample to zero with probability `rate`, and divides the others by `1 - rate`.
 

@@ -1,4 +1,4 @@
-"""Swin Transformer T, S, B and L (Liu et al., ICCV 2021), as segmentation models use it (spec 1.6).
+"""Swin Transformer T, S, B and L (Liu et al., ICCV 2021), as segmentation models use it.
 
 Every stage pads its map to whole windows and shifts every second block's, whatever the map's size, and every
 level has a LayerNorm of its own: mmsegmentation's Swin, and transformers' `SwinBackbone`. Classifiers differ
@@ -14,14 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hfgd_jax.models.backbones.base import (
-    IMAGENET,
-    Backbone,
-    Naming,
-    WeightTarget,
-    layer_targets,
-    level_norm_targets,
-)
+from hfgd_jax.models.backbones.base import IMAGENET, Backbone
 from hfgd_jax.models.backbones.blocks import run_blocks
 from hfgd_jax.models.backbones.stochastic import Drops, draw, drop_path, drop_path_rates
 from hfgd_jax.models.backbones.windows import Windows, attend, pad_to_multiple, position_bias
@@ -110,7 +103,7 @@ class Swin(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b h w c"]]:
+    def __call__(self, images: Float[Array, "b H W 3"], train: bool) -> dict[int, Float[Array, "b _ _ _"]]:
         norm = partial(layer_norm, dtype=self.dtype, epsilon=EPSILON)
         stem = PatchConv(self.width, PATCH, PATCH, kernel_init=INIT, dtype=self.dtype, name="stem")
         x = norm(name="stem_norm")(stem(pad_to_multiple(images, PATCH)))
@@ -142,125 +135,6 @@ def _two_by_two(x: Float[Array, "b h w c"]) -> Float[Array, "b H W 4*c"]:
     return x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 4, 2, 5).reshape(b, h // 2, w // 2, 4 * c)
 
 
-class _Names(NamedTuple):
-    """How a project names the parts of the network.
-
-    A convolution, dense layer or norm is given without its `.weight` and `.bias`, the parts of a block
-    without the block. `{s}` is the stage from 0, `{stage}` from 1, `{before}` the stage before, `{b}` the
-    block; torchvision counts mergings (`{even}`) and stages (`{odd}`) together.
-    """
-
-    stem: str
-    stem_norm: str
-    merge: str  # holds `norm` and `reduction`; of the stage that it leads to
-    block: str
-    norm1: str
-    qkv: tuple[str, ...]  # one dense layer, or three
-    position_bias: str
-    proj: str
-    norm2: str
-    fc1: str
-    fc2: str
-    level_norm: str = ""
-
-
-_TIMM = _Names(
-    stem="patch_embed.proj",
-    stem_norm="patch_embed.norm",
-    merge="layers.{s}.downsample",
-    block="layers.{s}.blocks.{b}",
-    norm1="norm1",
-    qkv=("attn.qkv",),
-    position_bias="attn.relative_position_bias_table",
-    proj="attn.proj",
-    norm2="norm2",
-    fc1="mlp.fc1",
-    fc2="mlp.fc2",
-)
-_MICROSOFT = _TIMM._replace(merge="layers.{before}.downsample", level_norm="norm{s}")
-_TORCHVISION = _TIMM._replace(
-    stem="features.0.0",
-    stem_norm="features.0.2",
-    merge="features.{even}",
-    block="features.{odd}.{b}",
-    fc1="mlp.0",
-    fc2="mlp.3",
-)
-_TRANSFORMERS = _Names(
-    stem="embeddings.patch_embeddings.projection",
-    stem_norm="embeddings.norm",
-    merge="encoder.layers.{before}.downsample",
-    block="encoder.layers.{s}.blocks.{b}",
-    norm1="layernorm_before",
-    qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
-    position_bias="attention.self.relative_position_bias_table",
-    proj="attention.output.dense",
-    norm2="layernorm_after",
-    fc1="intermediate.dense",
-    fc2="output.dense",
-    level_norm="hidden_states_norms.stage{stage}",
-)
-
-
-def targets(names: _Names, depths: tuple[int, ...]) -> dict[str, WeightTarget]:
-    """The name of every tensor of a network of these depths, and where it goes."""
-    table = layer_targets(names.stem, ("stem",), "conv") | layer_targets(names.stem_norm, ("stem_norm",))
-    for s, depth in enumerate(depths):
-        if s > 0:
-            source, here = names.merge.format(s=s, before=s - 1, even=2 * s), f"merge{s + 1}"
-            table |= layer_targets(f"{source}.norm", (f"{here}_norm",))
-            table[f"{source}.reduction.weight"] = WeightTarget("params", (here, "kernel"), "linear")
-        for b in range(depth):
-            source, here = names.block.format(s=s, b=b, odd=2 * s + 1), f"stage{s + 1}_{b}"
-            for norm in ("norm1", "norm2"):
-                table |= layer_targets(f"{source}.{getattr(names, norm)}", (here, norm))
-            for dense in ("proj", "fc1", "fc2"):
-                table |= layer_targets(f"{source}.{getattr(names, dense)}", (here, dense), "linear")
-            for i, part in enumerate(names.qkv):
-                table |= layer_targets(f"{source}.{part}", (here, "qkv"), "linear", (i, len(names.qkv)))
-            bias = WeightTarget("params", (here, "position_bias"), "position_bias")
-            table[f"{source}.{names.position_bias}"] = bias
-    return table | level_norm_targets(names.level_norm)
-
-
-def _left_out(beginnings: tuple[str, ...], name: str) -> bool:
-    """The classifier, the norm before it and the token of masked images; buffers."""
-    buffers = (".relative_position_index", ".attn_mask")
-    return name.startswith(beginnings) or name.endswith(buffers)
-
-
-def namings(depths: tuple[int, ...]) -> tuple[Naming, ...]:
-    """The names that weight files of these depths come in.
-
-    timm and torchvision have no norms of the levels, so that these start fresh from their files and have no
-    place in them. timm's files of before 2023 follow the authors' names (`microsoft`), which count a merging
-    to the stage before it. Of transformers, the names are those of saved files, not those in memory.
-    """
-    classifier = ("head.", "norm.")
-    heads = {"transformers": ("classifier.", "layernorm.", "swin.layernorm.", "embeddings.mask_token")}
-    prefixes = {
-        "timm": ("", "model."),
-        "transformers": ("", "swin.", "backbone."),
-        "microsoft": ("", "backbone."),
-    }
-    tables = {
-        "timm": _TIMM,
-        "torchvision": _TORCHVISION,
-        "transformers": _TRANSFORMERS,
-        "microsoft": _MICROSOFT,
-    }
-    return tuple(
-        Naming(
-            source,
-            targets(names, depths),
-            partial(_left_out, heads.get(source, classifier)),
-            prefixes.get(source, ("",)),
-            frozenset(level_norm_targets(names.level_norm)),
-        )
-        for source, names in tables.items()
-    )
-
-
 def build(
     name: str,
     *,
@@ -285,6 +159,5 @@ def entry(name: str) -> Backbone:
         build=partial(build, name),
         channels={PATCH << stage: variant.width << stage for stage in range(4)},
         normalization=IMAGENET,
-        namings=partial(namings, variant.depths),
         drop_path=DROP_PATH,
     )

@@ -1,4 +1,4 @@
-"""Attention within shifted windows: what Swin does to a map around its dense layers."""
+"""Attention within shifted windows, as Swin has it."""
 
 import functools
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int8
 
 from hfgd_jax.geometry import Size
 
-APART = -100.0  # the sources' logit between positions that a shift brought into one window
+MASKED = -100.0  # added to the logits between positions that only the shift brought into one window
 
 
 class Windows(NamedTuple):
@@ -57,9 +57,9 @@ class Windows(NamedTuple):
         return x[:, : self.size[0], : self.size[1]]
 
     def regions(self) -> Int8[np.ndarray | Array, "n l"] | None:
-        """Labels of the windows' positions: those that differ were not neighbours before the roll.
+        """Labels of the windows' positions: equal for those that were in one region before the roll.
 
-        None without a shift: then every window is of one piece.
+        None without a shift: then every window is contiguous in the map.
         """
         if not self.shift:
             return None
@@ -68,9 +68,9 @@ class Windows(NamedTuple):
 
 
 def _regions(grid: Size, window: int, shift: int) -> Int8[np.ndarray | Array, "n l"]:
-    """Each axis has three parts: up to the last window, and this one's two pieces.
+    """Each axis has three parts: the windows before the last, and the two parts of the last one.
 
-    A grid that an export leaves open gives a traced array.
+    A grid of symbolic size (`jax.export.symbolic_shape`) gives a traced array.
     """
     row, column = (
         (side >= length - window).astype(np.int8) + (side >= length - shift)
@@ -87,7 +87,7 @@ _known_regions = functools.lru_cache(maxsize=64)(_regions)  # one constant for a
 
 def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int) -> Float[Array, "b H W c"]:
     """Pads with zeros at the bottom and right."""
-    # Written so that an open side becomes a multiple in form, not in value alone.
+    # Written so that a symbolic side is known to be a multiple.
     below, right = (-(-side // multiple) * multiple - side for side in x.shape[1:3])
     known = isinstance(below, int) and isinstance(right, int)
     return x if known and not below and not right else jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0)))
@@ -133,6 +133,6 @@ def attend(
     logits = logits * (c // heads) ** -0.5 + bias
     if regions is not None:
         labels = jnp.asarray(regions)[:, None]
-        logits = logits + jnp.where(labels[..., :, None] == labels[..., None, :], 0.0, APART)
+        logits = logits + jnp.where(labels[..., :, None] == labels[..., None, :], 0.0, MASKED)
     weights = jax.nn.softmax(logits).astype(value.dtype)
     return jnp.einsum("bnhqk,bnkhd->bnqhd", weights, value).reshape(b, n, area, c)

@@ -1,4 +1,4 @@
-"""ASPP, atrous spatial pyramid pooling (Chen et al., "Rethinking Atrous Convolution", 2017; spec 1.4)."""
+"""ASPP, atrous spatial pyramid pooling (Chen et al., "Rethinking Atrous Convolution", 2017)."""
 
 import flax.linen as nn
 import jax.numpy as jnp

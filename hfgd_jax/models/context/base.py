@@ -1,4 +1,4 @@
-"""What every context encoder ("extra encoding") takes and gives."""
+"""The interface of the context encoders (the paper's "extra encoding")."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from hfgd_jax.models.layers import BatchNorm
 
 
 class Encoded(NamedTuple):
-    """What an encoder gives.
+    """The result of an encoder.
 
     Attributes:
         high: the high-level feature, `channels` wide.

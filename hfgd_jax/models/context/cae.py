@@ -1,4 +1,4 @@
-"""CAE, the context-augmented encoder (paper Sec. 3.2, spec 1.4)."""
+"""CAE, the context-augmented encoder (paper, Sec. 3.2)."""
 
 import flax.linen as nn
 from jaxtyping import Array, Float

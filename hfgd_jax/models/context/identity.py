@@ -1,4 +1,4 @@
-"""No extra encoding: the head of a basic FCN (spec 1.4)."""
+"""No extra encoding: the head of a basic FCN ("Identity" of the paper's Table 1)."""
 
 import flax.linen as nn
 from jaxtyping import Array, Float

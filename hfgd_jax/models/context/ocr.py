@@ -1,4 +1,4 @@
-"""OCR, object-contextual representations (Yuan et al. 2020; spec 1.4)."""
+"""OCR, object-contextual representations (Yuan et al. 2020)."""
 
 import math
 
@@ -17,8 +17,8 @@ class ObjectContext(ContextEncoder):
 
     1. Pixel features: 3x3 conv-norm-ReLU to `context_channels`.
     2. Soft object regions: an auxiliary FCN head, 3x3 conv-norm-ReLU and a classifier with bias, on the same
-       input (reading: published on the stage before, which an encoder here does not see). Its logits have a
-       loss of their own; the gradient of what follows reaches it too, as published.
+       input (reading: published on the stage before, which an encoder here does not get). Its logits have a
+       loss of their own; the gradient of the steps below reaches it too, as published.
     3. A region's feature is the mean of the pixel features, weighted by the softmax of the region's logits
        over the positions.
     4. Object attention, `context_channels` / 2 wide: query (pixels) and key (regions) by two 1x1

@@ -1,4 +1,4 @@
-"""PPM, the pyramid pooling module (Zhao et al., PSPNet, 2017; as in UPerNet, Xiao et al. 2018; spec 1.4)."""
+"""PPM, the pyramid pooling module (Zhao et al., PSPNet, 2017, in the form of UPerNet, Xiao et al. 2018)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jax.export import is_symbolic_dim
 from jax.lax import Precision
 from jaxtyping import Array, Float
 
-from hfgd_jax.geometry import resize
+from hfgd_jax.geometry import Side, resize
 from hfgd_jax.models.context.base import ContextEncoder, Encoded
 from hfgd_jax.models.layers import ConvNormRelu
 
@@ -44,11 +44,11 @@ def adaptive_average_pool(x: Float[Array, "b h w c"], bins: int) -> Float[Array,
     return jnp.einsum("jw,biwc->bijc", columns, y, precision=Precision.HIGHEST).astype(x.dtype)
 
 
-def pooling_matrix(size: int, bins: int) -> Float[np.ndarray | Array, "bins size"]:
+def pooling_matrix(size: Side, bins: int) -> Float[np.ndarray | Array, "bins size"]:
     """Row i averages the samples from floor(i * size / bins) to ceil((i + 1) * size / bins) - 1; float32.
 
-    Neighbouring bins share a sample where `bins` does not divide `size`. A size that an export leaves open
-    gives a traced array.
+    Neighbouring bins share a sample where `bins` does not divide `size`. A symbolic size
+    (`jax.export.symbolic_shape`) gives a traced array.
     """
     i, sample = np.arange(bins)[:, None], (jnp if is_symbolic_dim(size) else np).arange(size)
     member = (sample >= i * size // bins) & (sample < -(-(i + 1) * size // bins))

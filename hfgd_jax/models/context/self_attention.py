@@ -1,4 +1,6 @@
-"""Self-attention, with or without CAR on it (spec 1.4)."""
+"""Self-attention, with or without CAR on it ("SA" and "SA (CAR)" of the paper's Table 1)."""
+
+from functools import partial
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -51,3 +53,6 @@ def attend_and_project(
         encoder.channels, 1, encoder.bn, encoder.dtype, signed=encoder.signed, name="out", parent=encoder
     )
     return Encoded(out(x, train), features)
+
+
+SelfAttentionCarEncoder = partial(SelfAttentionEncoder, car=True)

@@ -1,4 +1,4 @@
-"""What every upsampler takes and gives."""
+"""The interface of the upsamplers."""
 
 from typing import Any
 

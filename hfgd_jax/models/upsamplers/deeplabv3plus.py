@@ -1,4 +1,4 @@
-"""DeepLabV3+'s decoder (Chen et al. 2018; spec 1.3)."""
+"""DeepLabV3+'s decoder (Chen et al. 2018; paper, Table 8)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class DeepLabV3Plus(Upsampler):
 
     @nn.compact
     def __call__(
-        self, pyramid: dict[int, Float[Array, "b ?h ?w ?c"]], train: bool
+        self, pyramid: dict[int, Float[Array, "b _ _ _"]], train: bool
     ) -> Float[Array, "b h w channels"]:
         low, high = pyramid[4], pyramid[32]
         low = self._conv(LOW_LEVEL_CHANNELS, 1, "low_level")(low, train)

@@ -1,4 +1,4 @@
-"""FaPN, the feature-aligned pyramid network (Huang et al., ICCV 2021, spec 1.3)."""
+"""FaPN, the feature-aligned pyramid network (Huang et al., ICCV 2021; paper, Table 8)."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ GROUPS = 8  # deformable groups
 
 
 class FeatureSelection(nn.Module):
-    """FSM: channels are weighed by what the whole map holds, then projected: `conv(x + x * attention)`.
+    """FSM: channels are weighted by attention from their mean, then projected: `conv(x + x * attention)`.
 
     As published: neither 1x1 convolution has a bias or a norm. The mean over the map is float32.
 
@@ -38,7 +38,7 @@ class FeatureSelection(nn.Module):
 
 
 class FeatureAlign(nn.Module):
-    """FAM: the coarser level, enlarged, is read where a deformable convolution finds the finer one's content.
+    """FAM: a deformable convolution aligns the coarser level, enlarged, with the finer one; both are added.
 
     Offsets and masks come from a 1x1 convolution (without norm, as published by default) of the finer
     feature beside twice the coarser one; the result is `finer + relu(aligned)`.
@@ -70,12 +70,12 @@ class FaPN(Upsampler):
     pyramid, which sums its levels; of that head and of the pyramid's own 3x3 output convolutions, one 3x3
     convolution per level is kept. With a dilated backbone levels of one size are aligned without resizing.
 
-    `channels` must be a multiple of 8, the deformable groups (`config.validate` sees to it).
+    `channels` must be a multiple of 8, the deformable groups (`config.validate` checks it).
     """
 
     @nn.compact
     def __call__(
-        self, pyramid: dict[int, Float[Array, "b ?h ?w ?c"]], train: bool
+        self, pyramid: dict[int, Float[Array, "b _ _ _"]], train: bool
     ) -> Float[Array, "b h w channels"]:
         merged = pyramid[32].astype(self.dtype)
         if merged.shape[-1] != self.channels:

@@ -9,7 +9,7 @@ class NoUpsampler(Upsampler):
     """Gives level 32 of the pyramid as it is; no parameters."""
 
     def __call__(
-        self, pyramid: dict[int, Float[Array, "b ?h ?w ?c"]], train: bool
+        self, pyramid: dict[int, Float[Array, "b _ _ _"]], train: bool
     ) -> Float[Array, "b h w channels"]:
         del train
         return pyramid[32]

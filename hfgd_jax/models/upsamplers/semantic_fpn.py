@@ -1,9 +1,11 @@
-"""SemanticFPN and the paper's U-SFPN (Sec. 3.3, Fig. 5, spec 1.3)."""
+"""SemanticFPN and the paper's U-SFPN (Sec. 3.3, Fig. 5)."""
+
+from functools import partial
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from hfgd_jax.geometry import resize
+from hfgd_jax.geometry import Size, resize
 from hfgd_jax.models.layers import ConvNormRelu
 from hfgd_jax.models.upsamplers.base import Upsampler
 
@@ -26,7 +28,7 @@ class SemanticFPN(Upsampler):
 
     @nn.compact
     def __call__(
-        self, pyramid: dict[int, Float[Array, "b ?h ?w ?c"]], train: bool
+        self, pyramid: dict[int, Float[Array, "b _ _ _"]], train: bool
     ) -> Float[Array, "b h w channels"]:
         sizes = {level: pyramid[level].shape[1:3] for level in LEVELS}
         corner = 1 if self.geometry == "align_corners" else 0
@@ -44,7 +46,7 @@ class SemanticFPN(Upsampler):
         return self._conv(1, "out", self.signed)(total, train)
 
     def _branch(
-        self, x: Float[Array, "b h w c"], level: int, sizes: dict[int, tuple[int, int]], train: bool
+        self, x: Float[Array, "b h w c"], level: int, sizes: dict[int, Size], train: bool
     ) -> Float[Array, "b H W c"]:
         if level == 4:
             x = self._conv(3, "branch_4_conv_4")(x, train)
@@ -58,7 +60,7 @@ class SemanticFPN(Upsampler):
         start: int,
         stop: int,
         level: int,
-        sizes: dict[int, tuple[int, int]],
+        sizes: dict[int, Size],
         train: bool,
     ) -> Float[Array, "b H W c"]:
         """Convolution and x2, from stride `start` to stride `stop`, on the branch of `level`."""
@@ -71,3 +73,6 @@ class SemanticFPN(Upsampler):
 
     def _conv(self, kernel_size: int, name: str, signed: bool = False) -> ConvNormRelu:
         return ConvNormRelu(self.channels, kernel_size, self.bn, self.dtype, signed=signed, name=name)
+
+
+USemanticFPN = partial(SemanticFPN, lateral_kernel=3)

@@ -1,4 +1,4 @@
-"""UPerNet's feature pyramid and fusion (Xiao et al. 2018; spec 1.3)."""
+"""UPerNet's feature pyramid and fusion (Xiao et al. 2018; paper, Table 8)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class UPerNet(Upsampler):
 
     @nn.compact
     def __call__(
-        self, pyramid: dict[int, Float[Array, "b ?h ?w ?c"]], train: bool
+        self, pyramid: dict[int, Float[Array, "b _ _ _"]], train: bool
     ) -> Float[Array, "b h w channels"]:
         top = pyramid[32]
         if top.shape[-1] != self.channels:

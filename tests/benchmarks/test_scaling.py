@@ -1,18 +1,19 @@
-"""hfgd_jax.tools.scaling: bytes read from compiled programs, and the model of a step's time."""
+"""benchmarks/hlo.py reads compiled programs; scaling.py makes a model of a step's time of them."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import hlo
 import jax
 import jax.numpy as jnp
 import pytest
+import scaling
+from hlo import Collective
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from hfgd_jax.errors import UserError
-from hfgd_jax.tools import scaling
-from hfgd_jax.tools.scaling import Collective
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +48,7 @@ ENTRY %main.9 (p: f32[16]) -> f32[16] {
 
 
 def test_collectives_of_a_program_with_a_loop():
-    found = scaling.collectives(PROGRAM, devices=8)
+    found = hlo.collectives(PROGRAM, devices=8)
     assert sorted(found, key=lambda item: item.kind) == [
         Collective("all-gather", 16, 2, 1),
         Collective("all-gather", 32, 2, 7),
@@ -57,30 +58,27 @@ def test_collectives_of_a_program_with_a_loop():
         Collective("collective-permute", 64, 8, 1),
         Collective("reduce-scatter", 3, 8, 1),
     ]
-    sums = scaling.by_kind(found)["all-gather over 2"]
+    sums = hlo.by_kind(found)["all-gather over 2"]
     assert sums == {"count": 8, "mib": (16 + 7 * 32) / 2**20, "sent_mib": (16 + 7 * 32) / 2 / 2**20}
 
 
-def test_groups_that_cannot_be_read_are_told():
+def test_groups_in_an_unknown_form_raise():
     with pytest.raises(ValueError, match="form that is not known here: %x = f32"):
-        scaling.collectives("ENTRY %m (p: f32[]) -> f32[] {\n %x = f32[] all-reduce(%p), groups=?\n}", 8)
+        hlo.collectives("ENTRY %m (p: f32[]) -> f32[] {\n %x = f32[] all-reduce(%p), groups=?\n}", 8)
 
 
-@pytest.mark.parametrize(
-    ("kind", "sent"),
-    [
-        ("all-reduce", 150.0),
-        ("all-gather", 75.0),
-        ("reduce-scatter", 300.0),
-        ("all-to-all", 75.0),
-        ("collective-permute", 100.0),
-    ],
-)
-def test_bytes_of_a_ring_of_four(kind, sent):
-    assert Collective(kind, 100, 4).sent == sent
+def test_bytes_that_a_device_sends_in_a_ring_of_four():
+    sent = {kind: Collective(kind, 100, 4).sent for kind in hlo.KINDS}
+    assert sent == {
+        "all-reduce": 150.0,
+        "all-gather": 75.0,
+        "reduce-scatter": 300.0,
+        "all-to-all": 75.0,
+        "collective-permute": 100.0,
+    }
 
 
-def test_what_xla_compiles_is_read_as_it_was_written():
+def test_collectives_of_what_xla_compiles_are_those_that_were_written():
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
     def body(total, row):
@@ -97,7 +95,7 @@ def test_what_xla_compiles_is_read_as_it_was_written():
     x = jax.ShapeDtypeStruct((5, 6), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     w = jax.ShapeDtypeStruct((64,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
     program = jax.jit(split).lower(x, w).compile().as_text()
-    found = scaling.collectives(program, devices=8)
+    found = hlo.collectives(program, devices=8)
     assert Collective("all-gather", 256, 2, 1) in found
     assert sum(item.times for item in found if item.kind == "all-reduce" and item.group == 8) == 5
     assert {item.size for item in found if item.kind == "all-reduce"} == {24}
@@ -114,7 +112,7 @@ def test_more_chips_widen_the_groups_along_data():
         scaling.widened(found, data=1, fsdp=8, chips=64)
 
 
-def test_model_of_a_step():
+def test_step_seconds_are_flops_over_the_peak_and_bytes_over_the_links():
     chip = scaling.Chip(peak=1e12, ring=1e9, reach=4, beyond=1e8, source="")
     compute, none = scaling.step_seconds(scaling.UTILISATION * 2e12, [], chip)
     assert (compute, none) == (pytest.approx(2.0), 0)
@@ -125,12 +123,7 @@ def test_model_of_a_step():
     assert far == pytest.approx(1.5 + 2 * 0.5 * 0.25e9 / 1e8 + 3 * scaling.LATENCY)
 
 
-def test_flops_of_a_device():
-    result = {"batch": [16, 1, 1], "mesh": {"data": 4, "fsdp": 2}, "macs_per_image": 10}
-    assert scaling.model_flops(result) == 2 * 60  # two images, two FLOPs, forward and twice that backward
-
-
-def test_table_of_the_model(tmp_path, monkeypatch, capsys):
+def test_table_has_the_models_times_and_leaves_out_meshes_that_tell_nothing_of_more_chips(tmp_path, user_env):
     line = {
         "model": {"backbone": {"name": "resnet50"}},
         "mesh": {"data": 8, "fsdp": 1},
@@ -139,27 +132,29 @@ def test_table_of_the_model(tmp_path, monkeypatch, capsys):
         "collectives": [["all-reduce", 10**8, 8, 1]],
         "config": "configs/x.py",
     }
-    other = line | {"mesh": {"data": 1, "fsdp": 8}}  # tells nothing of more chips
-    path = tmp_path / "results.jsonl"
+    # Two images a device, two FLOPs a multiply-accumulate, the forward pass and twice that backward.
+    assert scaling.model_flops(line) == 2 * 2 * 3 * 10**11
+    split = line | {"mesh": {"data": 1, "fsdp": 8}}
     gathers = line | {"mesh": {"data": 4, "fsdp": 2}, "collectives": [["all-gather", 10**8, 8, 1]]}
-    path.write_text("".join(json.dumps(result) + "\n" for result in (line, other, gathers)))
-    values = type("Values", (), {"results": str(path), "chips": ["8", "512"]})
-    monkeypatch.setattr(scaling.flags, "FLAGS", values)
-    assert scaling.main([]) == 0
-    out = capsys.readouterr().out
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(result) + "\n" for result in (line, split, gathers)))
+
+    def command(*arguments):
+        words = [sys.executable, "benchmarks/scaling.py", *arguments]
+        done = subprocess.run(words, cwd=ROOT, env=user_env, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, err = command(f"--results={path}", "--chips=8,512")
+    assert code == 0, err
     rows = [row for row in out.splitlines() if row.startswith("| resnet50")]
     assert len(rows) == 2 * len(scaling.CHIPS) and "assumed: 35% of the peak" in out
     assert out.count("left out") == 2 and "mesh {'data': 4, 'fsdp': 2}" in out
-    for pair in zip(rows[::2], rows[1::2], strict=True):
-        times = [float(row.split("|")[6]) for row in pair]
-        assert times[0] < times[1]  # communication grows with the chips, computation does not
-        assert len({row.split("|")[5] for row in pair}) == 1
-    values.results = str(tmp_path / "none")
-    with pytest.raises(UserError, match=r"no such file; benchmarks/communication\.py"):
-        scaling.main([])
-    values.results, values.chips = str(path), ["many"]
-    with pytest.raises(UserError, match="many"):
-        scaling.main([])
+    for few, many in zip(rows[::2], rows[1::2], strict=True):
+        few, many = few.split("|"), many.split("|")
+        assert float(few[6]) < float(many[6])  # communication grows with the chips, computation does not
+        assert few[5] == many[5]
+    code, _, err = command(f"--results={tmp_path / 'none'}")
+    assert code == 2 and "no such file; benchmarks/communication.py" in err
 
 
 @pytest.mark.slow

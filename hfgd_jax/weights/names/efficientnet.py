@@ -3,12 +3,13 @@
 from functools import partial
 from typing import NamedTuple
 
-from hfgd_jax.models.backbones.base import Naming, WeightTarget, layer_targets
+from hfgd_jax.models.backbones.efficientnet import is_lite, scaled_stages
+from hfgd_jax.weights.names.base import Naming, WeightTarget, conv_and_norm_targets, layer_targets
 
 LayerNames = tuple[str, str]  # of a convolution without bias, and of the norm after it
 
 
-class _Names(NamedTuple):
+class PartNames(NamedTuple):
     """How a project names the parts of the network, without `.weight` and `.bias`.
 
     Parts of a block are given without the block: `{s}` is the stage and `{b}` its block, `{n}` counts the
@@ -27,8 +28,8 @@ class _Names(NamedTuple):
     prefixes: tuple[str, ...] = ("",)
 
 
-_NAMES = {
-    "timm": _Names(
+TABLES = {
+    "timm": PartNames(
         stem=("conv_stem", "bn1"),
         block="blocks.{s}.{b}",
         expand=("conv_pw", "bn1"),
@@ -39,7 +40,7 @@ _NAMES = {
         first={"depthwise": ("conv_dw", "bn1"), "project": ("conv_pw", "bn2")},
         left_out=("classifier.",),
     ),
-    "transformers": _Names(
+    "transformers": PartNames(
         stem=("embeddings.convolution", "embeddings.batchnorm"),
         block="encoder.blocks.{n}",
         expand=("expansion.expand_conv", "expansion.expand_bn"),
@@ -51,7 +52,7 @@ _NAMES = {
         left_out=("classifier.",),
         prefixes=("efficientnet.", ""),
     ),
-    "efficientnet_pytorch": _Names(
+    "efficientnet_pytorch": PartNames(
         stem=("_conv_stem", "_bn0"),
         block="_blocks.{n}",
         expand=("_expand_conv", "_bn0"),
@@ -65,17 +66,16 @@ _NAMES = {
 }
 
 
-def namings(blocks: tuple[int, ...], lite: bool) -> tuple[Naming, ...]:
-    """The names that weight files come in, timm's first.
+def namings(name: str) -> tuple[Naming, ...]:
+    """The namings of its weight files, timm's first; transformers has no Lite networks.
 
     Args:
-        blocks: of each stage, the first of which does not expand.
-        lite: no squeeze-and-excitation, and no transformers' names, which has no Lite networks.
+        name: a key of `models.backbones.efficientnet.SCALES`.
     """
     return tuple(
-        Naming(source, _targets(names, blocks, lite), partial(_left_out, names.left_out), names.prefixes)
-        for source, names in _NAMES.items()
-        if not (lite and source == "transformers")
+        Naming(source, _targets(name, parts), partial(_left_out, parts.left_out), parts.prefixes)
+        for source, parts in TABLES.items()
+        if not (is_lite(name) and source == "transformers")
     )
 
 
@@ -83,28 +83,22 @@ def _left_out(beginnings: tuple[str, ...], name: str) -> bool:
     return name.startswith(beginnings) or name.endswith(".num_batches_tracked")
 
 
-def _targets(names: _Names, blocks: tuple[int, ...], lite: bool) -> dict[str, WeightTarget]:
-    table = _conv_and_norm("", names.stem, ("stem",)) | _conv_and_norm("", names.head, ("head",))
-    places = [(s, b) for s, count in enumerate(blocks) for b in range(count)]
-    for n, (s, b) in enumerate(places):
-        source, here = names.block.format(s=s, b=b, n=n) + ".", f"stage{s}_{b}"
-        parts = {"depthwise": names.depthwise, "project": names.project}
-        parts |= {"expand": names.expand} if s else names.first
-        for part, layer in parts.items():
+def _targets(name: str, parts: PartNames) -> dict[str, WeightTarget]:
+    table = _conv_and_norm("", parts.stem, ("stem",)) | _conv_and_norm("", parts.head, ("head",))
+    blocks = [(s, b) for s, stage in enumerate(scaled_stages(name)) for b in range(stage.blocks)]
+    for n, (s, b) in enumerate(blocks):
+        source, here = parts.block.format(s=s, b=b, n=n) + ".", f"stage{s}_{b}"
+        layers = {"depthwise": parts.depthwise, "project": parts.project}
+        layers |= {"expand": parts.expand} if s else parts.first  # the blocks of stage 0 do not expand
+        for part, layer in layers.items():
             table |= _conv_and_norm(source, layer, (here, part))
-        if not lite:
-            for part, layer in zip(("se_reduce", "se_expand"), names.squeeze, strict=True):
+        if not is_lite(name):
+            for part, layer in zip(("se_reduce", "se_expand"), parts.squeeze, strict=True):
                 table |= layer_targets(source + layer, (here, part), "conv")
     return table
 
 
-def _conv_and_norm(source: str, names: LayerNames, path: tuple[str, ...]) -> dict[str, WeightTarget]:
+def _conv_and_norm(source: str, layer: LayerNames, path: tuple[str, ...]) -> dict[str, WeightTarget]:
     """Of a convolution `path` and the norm after it, `path` with `_bn`."""
-    conv, norm = (source + name for name in names)
-    norm_path = (*path[:-1], f"{path[-1]}_bn")
-    return {
-        f"{conv}.weight": WeightTarget("params", (*path, "kernel"), "conv"),
-        **layer_targets(norm, norm_path),
-        f"{norm}.running_mean": WeightTarget("batch_stats", (*norm_path, "mean")),
-        f"{norm}.running_var": WeightTarget("batch_stats", (*norm_path, "var")),
-    }
+    conv, norm = (source + name for name in layer)
+    return conv_and_norm_targets(conv, norm, path, (*path[:-1], f"{path[-1]}_bn"))
