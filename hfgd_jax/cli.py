@@ -1,0 +1,214 @@
+"""The command `hfgd`: one subcommand for each thing that the package does, over the modules that do it.
+
+    hfgd train --config camvid:method=hfgd --workdir runs/camvid
+    hfgd predict --workdir runs/camvid --input photos/ --output out/
+    hfgd weights import --backbone resnet50 --source timm.safetensors --output weights
+    hfgd completion bash >> ~/.bashrc
+
+`hfgd train` is `python -m hfgd_jax.main`, `hfgd prepare` is `python -m hfgd_jax.tools.prepare`, and so on,
+with the same options; `--config` takes the name of a config of the package as well as a file.
+"""
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from hfgd_jax import __version__
+
+
+class Command(NamedTuple):
+    """What a subcommand runs.
+
+    Attributes:
+        module: has `define_flags()` and `main(argv) -> exit code`.
+        about: one line.
+        mode: the front door's `--mode`; empty for tools.
+    """
+
+    module: str
+    about: str
+    mode: str = ""
+
+
+COMMANDS = {
+    "train": Command("hfgd_jax.main", "train a model, or go on training it", "train"),
+    "eval": Command("hfgd_jax.main", "score checkpoints of a run", "eval"),
+    "predict": Command("hfgd_jax.main", "write masks and overlays of images", "predict"),
+    "export": Command("hfgd_jax.main", "write a checkpoint as a bundle that jax and numpy run", "export"),
+    "prepare": Command("hfgd_jax.tools.prepare", "prepare a data set for training"),
+    "check": Command("hfgd_jax.tools.check_dataset", "look for files that would spoil a run"),
+    "browse": Command("hfgd_jax.tools.browse", "draw what the training sees of a data set"),
+    "sample-images": Command("hfgd_jax.tools.sample_images", "write images of a prepared data set as PNG"),
+    "scores": Command("hfgd_jax.tools.scores", "compare finished runs class by class, over their seeds"),
+    "reachability": Command("hfgd_jax.tools.reachability", "which classes a run's features can reach"),
+    "weights import": Command("hfgd_jax.tools.import_weights", "read weights of other projects"),
+    "weights export": Command("hfgd_jax.tools.export_weights", "write weights under other projects' names"),
+    "macs": Command("hfgd_jax.tools.macs", "multiply-accumulates and parameters of a config"),
+    "mesh": Command("hfgd_jax.tools.mesh", "how a state lies on a mesh of devices"),
+    "lower": Command("hfgd_jax.tools.lower", "lower a config's steps for accelerators that are absent"),
+    "paper": Command("hfgd_jax.tools.paper", "the paper's tables, their commands and our results"),
+    "export-onnx": Command("hfgd_jax.tools.export_onnx", "convert a bundle to ONNX"),
+}
+SHELLS = ("bash", "zsh")
+USER_ERROR = 2
+
+
+def main() -> None:
+    """The entry point: reads `sys.argv`, runs a subcommand and exits with its code."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        sys.exit(0 if words else USER_ERROR)
+    if words[0] == "--version":
+        print(f"hfgd_jax {__version__}")
+        sys.exit(0)
+    if words[0] == "completion":
+        sys.exit(_print_completion(words[1:]))
+    name, rest = find(words)
+    if name is None:
+        sys.exit(_refuse(" ".join(words[:1])))
+    run(name, rest)
+
+
+def usage() -> str:
+    """What `hfgd --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.about}" for name, command in COMMANDS.items()]
+    lines.append(f"  {'completion':<{width}}  print the completion of {' or '.join(SHELLS)}")
+    return "\n".join(
+        [
+            "hfgd: High-level Feature Guided Decoding for semantic segmentation",
+            "",
+            "hfgd COMMAND --option=value ...; hfgd COMMAND --help lists a command's options",
+            "",
+            *lines,
+        ]
+    )
+
+
+def find(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The subcommand that the words begin with (None: none), and the words after it."""
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name, list(words[length:])
+    return None, list(words)
+
+
+def run(name: str, rest: list[str]) -> None:
+    """Runs a subcommand with these options and exits with its code."""
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    module.define_flags()
+    if {"-h", "--help", "-help"} & set(rest):
+        print(describe(name, module))
+        sys.exit(0)
+    from hfgd_jax.runtime import shell  # loads absl: not for `hfgd --help`
+
+    argv = [f"hfgd {name}", *with_config_files(rest)]
+    if command.mode:
+        from hfgd_jax.runtime import processes
+
+        # ml_collections reads overrides of the config from there.
+        sys.argv = module.with_saved_config([*argv, f"--mode={command.mode}"])
+        shell.run(module.main, on_failure=processes.end_now)
+    else:
+        sys.argv = argv
+        shell.run(module.main)
+
+
+def with_config_files(words: Sequence[str]) -> list[str]:
+    """The words, `--config NAME` being replaced by the file of the package's config of that name."""
+    from hfgd_jax import configs
+
+    out, names = [], set(configs.names())
+    for position, word in enumerate(words):
+        flag = "--config=" if word.startswith("--config=") else ""
+        if flag or (position and words[position - 1] == "--config"):
+            name, colon, arguments = word.removeprefix(flag).partition(":")
+            if name in names and not Path(name).exists():
+                word = f"{flag}{configs.path(name)}{colon}{arguments}"
+        out.append(word)
+    return out
+
+
+def describe(name: str, module: ModuleType) -> str:
+    """What `hfgd NAME --help` prints: what the module does, and its options with their defaults."""
+    command = COMMANDS[name]
+    about = module.MODES[command.mode] if command.mode else inspect.getdoc(module)
+    lines = [about or command.about, "", "options:"]
+    for flag in options(name, module):
+        default = "" if flag.default in (None, "", [], False) else f" (default: {flag.default_as_str})"
+        lines.append(f"  --{flag.name}\n      {' '.join((flag.help or '').split())}{default}")
+    if any(flag.name == "config" for flag in options(name, module)):
+        lines.append("  --config.FIELD=VALUE\n      a field of the config (hfgd_jax/config/fields.py)")
+    return "\n".join(lines)
+
+
+def options(name: str, module: ModuleType) -> list:
+    """The flags of a subcommand whose module has defined them, in the order of their definition."""
+    from absl import flags
+
+    mode = COMMANDS[name].mode
+    found = [
+        flag
+        for owner, owned in flags.FLAGS.flags_by_module_dict().items()
+        if owner.startswith("hfgd_jax.")
+        for flag in owned
+    ]
+    if not mode:
+        return found
+    return [f for f in found if f.name != "mode" and mode in module.OF_MODES.get(f.name, (mode,))]
+
+
+def _refuse(word: str) -> int:
+    near = difflib.get_close_matches(word, [*COMMANDS, "completion"], n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    print(f"error: hfgd {word}: no such command; {hint}hfgd --help lists them", file=sys.stderr)
+    return USER_ERROR
+
+
+def _print_completion(words: Sequence[str]) -> int:
+    if list(words) not in [[name] for name in SHELLS]:
+        print(f"error: hfgd completion: want one of {', '.join(SHELLS)}", file=sys.stderr)
+        return USER_ERROR
+    print(completion(words[0]))
+    return 0
+
+
+def completion(shell: str) -> str:
+    """A script for a shell that completes subcommands, their options, and file names."""
+    from absl import flags
+
+    cases = []
+    for name, command in COMMANDS.items():
+        module = importlib.import_module(command.module)
+        module.define_flags()
+        own = options(name, module)
+        cases.append(f'    "{name}") words="{" ".join(f"--{flag.name}" for flag in own)}" ;;')
+        for owner, owned in flags.FLAGS.flags_by_module_dict().items():
+            for flag in list(owned) if owner.startswith("hfgd_jax.") else ():
+                delattr(flags.FLAGS, flag.name)
+    firsts = " ".join(dict.fromkeys(name.split()[0] for name in [*COMMANDS, "completion"]))
+    seconds = " ".join(name.split()[1] for name in COMMANDS if " " in name)
+    lines = [
+        "autoload -U +X bashcompinit && bashcompinit" if shell == "zsh" else "",
+        "_hfgd() {",
+        '  local current="${COMP_WORDS[COMP_CWORD]}" words="" command="${COMP_WORDS[1]}"',
+        '  [ "$command" = weights ] && [ "$COMP_CWORD" -gt 2 ] && command="weights ${COMP_WORDS[2]}"',
+        '  case "$command" in',
+        *cases,
+        f'    weights) words="{seconds}" ;;',
+        f'    completion) words="{" ".join(SHELLS)}" ;;',
+        "  esac",
+        f'  [ "$COMP_CWORD" -eq 1 ] && words="{firsts}"',
+        '  COMPREPLY=($(compgen -W "$words" -- "$current"))',
+        "}",
+        "complete -o default -F _hfgd hfgd",
+    ]
+    return "\n".join(line for line in lines if line)

@@ -1,0 +1,90 @@
+"""The command `hfgd`: its subcommands are those of the package, with their options and exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hfgd_jax import cli, configs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def hfgd(user_env):
+    def call(*words):
+        code = "import sys; from hfgd_jax import cli; cli.main()"
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, env=user_env
+        )
+
+    return call
+
+
+def test_every_tool_has_a_subcommand():
+    modules = {command.module for command in cli.COMMANDS.values()}
+    tools = {
+        f"hfgd_jax.tools.{path.stem}"
+        for path in (ROOT / "hfgd_jax" / "tools").glob("*.py")
+        if "def main(" in path.read_text()
+    }
+    assert modules == tools | {"hfgd_jax.main"}
+    modes = [command.mode for command in cli.COMMANDS.values() if command.mode]
+    assert modes == ["train", "eval", "predict", "export"]
+
+
+def test_help_lists_the_commands_and_an_unknown_one_the_nearest(hfgd):
+    done = hfgd("--help")
+    assert done.returncode == 0
+    assert all(f"\n  {name} " in done.stdout for name in cli.COMMANDS)
+    done = hfgd("trian", "--workdir=x")
+    assert done.returncode == 2 and done.stderr.startswith(
+        "error: hfgd trian: no such command; did you mean 'train'?"
+    )
+
+
+def test_help_of_a_command_lists_its_options_alone(hfgd):
+    predict, prepare = hfgd("predict", "--help").stdout, hfgd("prepare", "--help").stdout
+    for name in ("config", "workdir", "checkpoint", "input", "output", "ids", "overwrite"):
+        assert f"\n  --{name}\n" in predict
+    assert "--dtypes" not in predict and "--mode" not in predict and "--processes" in predict
+    assert "--dataset" in prepare and "(default: 'data')" in prepare and "--workdir" not in prepare
+
+
+def test_a_command_runs_with_the_options_and_exit_codes_of_its_module(hfgd, tmp_path):
+    done = hfgd("macs", "--config=demo:tiny", "--size=65x97")
+    assert done.returncode == 0 and "backbone" in done.stdout, done.stderr
+    done = hfgd("eval", f"--workdir={tmp_path / 'none'}")
+    assert done.returncode == 2 and "holds no run" in done.stderr
+    done = hfgd("predict", f"--workdir={tmp_path}", "--config=demo", "--output=x")
+    assert done.returncode == 2 and "--input: needed with --mode=predict" in done.stderr
+
+
+def test_a_config_is_found_by_its_name(tmp_path, monkeypatch):
+    camvid = str(configs.path("camvid"))
+    assert cli.with_config_files(["--config=camvid:tiny,method=sfpn", "--workdir=demo"]) == [
+        f"--config={camvid}:tiny,method=sfpn", "--workdir=demo"
+    ]  # fmt: skip
+    assert cli.with_config_files(["--config", "camvid", "demo"]) == ["--config", camvid, "demo"]
+    assert cli.with_config_files(["--config=mine.py:camvid"]) == ["--config=mine.py:camvid"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").touch()
+    assert cli.with_config_files(["--config=demo"]) == ["--config=demo"]
+
+
+def test_completion_is_a_script_that_knows_commands_and_options(hfgd):
+    script = hfgd("completion", "bash").stdout
+
+    def words(*typed):
+        line = f"COMP_WORDS=({' '.join(['hfgd', *typed])}); COMP_CWORD={len(typed)}; _hfgd"
+        line += "; echo ${COMPREPLY[*]}"
+        return subprocess.run(
+            ["bash", "-c", f"{script}\n{line}"], capture_output=True, text=True
+        ).stdout.split()
+
+    assert words("pre") == ["predict", "prepare"]
+    assert words("weights", "''") == ["import", "export"]
+    assert words("predict", "--in") == ["--input"] and words("export", "--in") == []
+    assert words("weights", "import", "--so") == ["--source"]
+    assert hfgd("completion", "tcsh").returncode == 2
