@@ -245,3 +245,40 @@ def test_inputs_are_not_written_to():
         augment.augment(
             image, label, np.random.default_rng(seed), settings(photometric="advanced", scale_range=(1, 1))
         )
+
+
+def test_a_crop_may_be_anywhere_up_to_the_last_offset():
+    rng = np.random.default_rng(0)
+    label = np.arange(3, dtype=np.uint8)[None].repeat(2, 0)
+    image = label[..., None].repeat(3, -1)
+    fixed = settings(crop=(2, 2), scale_range=(1, 1), flip=0)
+    assert {int(augment.augment(image, label, rng, fixed)[1][0, 0]) for _ in range(50)} == {0, 1}
+
+
+def test_scales_are_counted_in_whole_steps():
+    rng = np.random.default_rng(0)
+    assert {round(augment.draw_scale(rng, (0.5, 0.7), 0.1), 6) for _ in range(300)} == {0.5, 0.6, 0.7}
+
+
+def test_scaled_sizes_are_rounded():
+    assert augment.scaled_size((5, 7), augment.as_fraction(0.75)) == (4, 5)  # 3.75, 5.25
+    assert augment.scaled_size((5, 1), augment.as_fraction(0.5)) == (2, 1)  # 2.5, and at least 1
+
+
+def test_a_shrunk_pixel_is_the_mean_of_its_area_and_the_middle_of_the_labels():
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[0] = 200
+    assert augment.resize_image(image, 0.25).tolist() == [[[50] * 3]]
+    label = np.arange(9, dtype=np.uint8).reshape(3, 3)
+    third = augment.resize_label_window(label, augment.as_fraction(1 / 3), (0, 0), (1, 1))
+    assert third.tolist() == [[4]]
+
+
+def test_advanced_contrast_is_about_the_crop_not_the_image():
+    crop = np.full((2, 2, 3), (100, 120, 140), np.uint8)
+    for seed in range(50):
+        one, two = (
+            augment.photometric(crop, np.random.default_rng(seed), "advanced", whole)
+            for whole in (crop, np.zeros_like(crop))
+        )
+        np.testing.assert_array_equal(one, two)

@@ -1,5 +1,7 @@
 """Pixels of each class over a split, and the class weights that a config gets of them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -64,3 +66,18 @@ def test_balance_gives_the_loss_weights_and_leaves_the_config(camvid_dir):
     )
     configuration.validate(weighted.config)
     assert config.loss.balance == "median_frequency" and config.loss.class_weights == ()
+
+
+def test_images_without_a_class_do_not_count_for_it():
+    class Labels:
+        labelled, table = True, SimpleNamespace(num_classes=3)
+        rows = (np.array([[0, 0, 1]], np.uint8), np.array([[0, 255]], np.uint8))
+
+        def __len__(self):
+            return len(self.rows)
+
+        def label(self, index):
+            return self.rows[index]
+
+    pixels, beside = class_counts(Labels())
+    assert pixels.tolist() == [3, 1, 0] and beside.tolist() == [4, 3, 0]

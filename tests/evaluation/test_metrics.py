@@ -162,3 +162,8 @@ def test_table_with_more_columns():
     assert [line.split()[-1] for line in lines[2:4]] == ["50.00", "n/a"]
     assert lines[5].split()[-1] == "50.00"
     assert len({len(line) for line in lines[:6]}) == 1
+
+
+def test_counts_beyond_32_bits_are_summed_whole():
+    matrix = np.array([[3 * 2**31, 2**31], [0, 2**32]], np.int64)
+    assert metrics.summarize(matrix, ("a", "b"))["per_class"] == {"a": 0.75, "b": 2 / 3}

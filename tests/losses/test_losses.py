@@ -212,3 +212,12 @@ def test_all_ignored_batch(geometry, side, divisor):
     assert parts["teacher"] == parts["student"] == parts["probe"] == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert not np.any(gradient.logits)
+
+
+def test_logits_of_bfloat16_are_scored_in_float32():
+    logits, labels = example()
+    rough, labels = logits.astype(jnp.bfloat16), jnp.asarray(labels)
+    one, two = (
+        cross_entropy(x, labels, geometry="align_corners") for x in (rough, rough.astype(jnp.float32))
+    )
+    assert one.dtype == jnp.float32 and one == two

@@ -17,7 +17,7 @@ from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
 from hfgd_jax.runs.checkpoint_files import DamagedError
 from hfgd_jax.runs.checkpoints import Checkpoints, meta
-from hfgd_jax.runs.checksums import checksums
+from hfgd_jax.runs.checksums import checksum, checksums
 from hfgd_jax.runtime import collectives, sharding, stall
 
 
@@ -96,6 +96,11 @@ def test_changes_that_keep_the_sum_change_the_checksum():
     sums = [checksums([y])["0"] for y in (x, signs, exchanged, x[::-1], x.reshape(6, 4).T, np.zeros_like(x))]
     assert len(set(sums)) == 6
     assert all(0 <= s < 2**32 for s in sums)
+
+
+def test_no_two_words_of_32_bits_have_the_same_checksum():
+    words = np.unique(np.random.default_rng(0).integers(0, 2**32, 2**20, dtype=np.uint32))
+    assert len(np.unique(jax.vmap(checksum)(words[:, None]))) == len(words)
 
 
 def test_checksums_are_the_same_on_any_mesh():

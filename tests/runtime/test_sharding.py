@@ -80,3 +80,8 @@ def test_the_rows_of_a_batch_are_split_over_all_devices():
     assert sharding.process_share(mesh) == (0, 1)
     batch = sharding.global_batch(mesh, {"x": np.arange(16).reshape(16, 1)})["x"]
     assert [int(shard.data[0, 0]) for shard in batch.addressable_shards] == list(range(0, 16, 2))
+
+
+def test_the_smallest_kernels_that_are_split_and_depthwise_ones_that_are_not():
+    assert sharding.spec_of("params/a/kernel", (128, 128), 4) == P(None, "fsdp")
+    assert sharding.spec_of("params/a/depthwise/kernel", (7, 7, 1, 1024), 4) == P()

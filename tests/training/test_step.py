@@ -163,3 +163,14 @@ def test_bfloat16_keeps_float32_state(tmp_path):
     leaves = jax.tree.leaves((state.params, state.batch_stats))
     assert {x.dtype for x in leaves} == {np.dtype("float32")}
     assert np.isfinite(metrics["loss"])
+
+
+def test_each_step_has_randomness_of_its_own(tmp_path):
+    """Stochastic depth: the same state and batch lose more or less at another step, the same at the same."""
+    config = tiny_config(tmp_path, "fcn", **{"train.batch_size": 2})
+    configuration.set_backbone(config, "convnext_a")
+    config.model.backbone.drop_path = 0.5
+    system, state, step = compiled_step(config)
+    batch = sharding.global_batch(system.mesh, random_batch(2))
+    losses = [float(step(state.replace(step=state.step * 0 + n), batch)[1]["loss"]) for n in (0, 0, 1, 2)]
+    assert losses[0] == losses[1] and len(set(losses)) == 3
