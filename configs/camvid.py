@@ -18,7 +18,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.data.update({"dataset": "camvid", "num_classes": 11, "crop": (361, 481)})
     config.train.update({"steps": 8000, "batch_size": 8})
     config.model.batch_norm_decay = 0.98
-    config.optim.update({"learning_rate": 1e-3, "warmup_steps": 50})
+    config.optim.update({"learning_rate": 2e-3, "warmup_steps": 50})
     config.data.update({"photometric": "plain", "scale_range": (0.5, 1.25)})
     config.eval.every = 400
     config.checkpoint.every = 200
