@@ -200,7 +200,7 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Model:
         seen = Inference(made.model, _with_views(config, scales, flip))
         return TiledPredictor(seen, variables, made.mean_pixel)
 
-    return Model(table.classes, table.palette, f"{path}, step {step}", make_predictor)
+    return Model(table.classes, np.asarray(table.palette), f"{path}, step {step}", make_predictor)
 
 
 def train(config: ConfigDict, workdir: epath.PathLike) -> None:

@@ -19,7 +19,7 @@ from jax.export import is_symbolic_dim, symbolic_shape
 from jaxtyping import Array, Float, Integer, Shaped
 
 Geometry = Literal["align_corners", "half_pixel"]
-_Symbolic = type(symbolic_shape("n")[0])  # which has no public name
+_Symbolic = type(symbolic_shape("n")[0])  # of a symbolic side; JAX has no public name for it
 Side = int | _Symbolic
 Size = tuple[Side, Side]
 COARSEST = 32  # stride of the coarsest feature

@@ -10,8 +10,23 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
 
-import jax
 import jaxtyping
+
+# Shapes and types of the packages of array functions are checked at each call. An int is a float (PEP 484).
+CHECKED = [
+    "hfgd_jax.data.augment",
+    "hfgd_jax.data.labels",
+    "hfgd_jax.evaluation.boundaries",
+    "hfgd_jax.evaluation.metrics",
+    "hfgd_jax.geometry",
+    "hfgd_jax.inference",
+    "hfgd_jax.losses",
+    "hfgd_jax.models",
+    "hfgd_jax.weights.layouts",
+]
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+import jax
 import numpy as np
 import pytest
 from absl import flags

@@ -99,7 +99,7 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
-    mean_pixel: Sequence[float],
+    mean_pixel: Sequence[float] | np.ndarray,
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -210,7 +210,7 @@ def eval_batches(
     split: Split,
     *,
     batch_size: int,
-    mean_pixel: Sequence[float],
+    mean_pixel: Sequence[float] | np.ndarray,
     scales: Sequence[float] = (1.0,),
     geometry: str = "align_corners",
     process_index: int = 0,
@@ -305,7 +305,10 @@ class _EvalLoader:
 
 
 def views(
-    image: augment.Image, scales: Sequence[float], canvas: canvases.Canvas, mean_pixel: Sequence[float]
+    image: augment.Image,
+    scales: Sequence[float],
+    canvas: canvases.Canvas,
+    mean_pixel: Sequence[float] | np.ndarray,
 ) -> tuple[Batch, ...]:
     """An image at each scale on its canvas: `image` uint8 `[H, W, 3]` and `image_size` int32 `[2]`.
 

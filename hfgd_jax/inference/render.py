@@ -13,7 +13,7 @@ from hfgd_jax.runtime.storage import write_atomically
 IGNORE = 255
 IGNORE_COLOR = (224, 224, 192)  # of index 255 in a mask file, VOC's "void"
 
-Palette = Sequence[Sequence[int]] | np.ndarray
+Palette = Sequence[Sequence[int] | np.ndarray] | np.ndarray
 
 _MARGIN, _TEXT, _PAPER, _INK = 8, 15, (255, 255, 255), (32, 32, 32)
 _PANEL_WIDTHS = (320, 960)  # panels of a comparison are scaled to lie between these

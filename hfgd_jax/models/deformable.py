@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from hfgd_jax.geometry import Side
 from hfgd_jax.models.layers import Conv
 
 # The published code's initialisation of a deformable kernel: uniform within 1 / sqrt(fan_in).
@@ -90,7 +91,7 @@ def deformable_convolve(
     return total.astype(x.dtype)
 
 
-def _expect(name: str, array: Array, shape: tuple[int, ...]) -> None:
+def _expect(name: str, array: Array, shape: tuple[Side, ...]) -> None:
     if array.shape != shape:
         raise ValueError(f"deformable_convolve: {name} of shape {array.shape}: want {shape}")
 

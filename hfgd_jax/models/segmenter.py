@@ -7,7 +7,7 @@ f4, f8, f16, high -> upsampler -> axial attention -> low -> tokens -> logits    
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, no_type_check
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from hfgd_jax.models.guidance import classify
 Branch = Literal["prediction", "guide", "probe"]
 
 
+@no_type_check  # JAX also makes it of what is no array, such as `jax.ShapeDtypeStruct`
 @struct.dataclass
 class Outputs:
     """The result of a segmenter: maps of the padded grid, all float32.

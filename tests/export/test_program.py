@@ -91,7 +91,7 @@ def test_uses_tells_what_is_read_and_how():
     ("backbone", "changes"),
     [
         *(("resnet18", {"context": name}) for name in ("ppm", "ocr", "sa_car")),
-        *(("resnet18", {"context": "aspp", "upsampler": name}) for name in configuration.UPSAMPLERS[1:]),
+        *(("resnet18", {"context": "aspp", "upsampler": name}) for name in [*configuration.UPSAMPLERS][1:]),
         ("resnet50d", {"output_stride": 2, "backbone__output_stride": 8}),
         ("swin_t", {"context": "ppm", "upsampler": "upernet"}),
     ],
@@ -127,7 +127,7 @@ def test_an_open_resize_is_the_known_one(geometry):
     x = np.random.default_rng(0).normal(size=(1, 5, 6, 2)).astype(np.float32)
 
     def function(x, like):
-        return resize(x, like.shape, geometry=geometry)
+        return resize(jnp.asarray(x), like.shape, geometry=geometry)
 
     made = jax_export.export(jax.jit(function))(
         jax.ShapeDtypeStruct((1, 5, w, 2), jnp.float32), jax.ShapeDtypeStruct((h, w + 3), jnp.uint8)
