@@ -3,6 +3,7 @@
 Not here: what a config's fields are and may hold (`hfgd_jax/config/`).
 """
 
+import difflib
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,9 @@ def path(name: str) -> Path:
         UserError: no config has this name.
     """
     if name not in names():
-        raise UserError(f"config {name!r}: unknown; one of {', '.join(names())}, or the path of a file")
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"config {name!r}: unknown; {hint}one of {', '.join(names())}, or the path of a file")
     return FOLDER / f"{name}.py"
 
 

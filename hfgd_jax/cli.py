@@ -14,11 +14,11 @@ import importlib
 import inspect
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 from hfgd_jax import __version__
+from hfgd_jax.errors import UserError
 
 
 class Command(NamedTuple):
@@ -110,7 +110,10 @@ def run(name: str, rest: list[str]) -> None:
         sys.exit(0)
     from hfgd_jax.runtime import shell  # loads absl: not for `hfgd --help`
 
-    argv = [f"hfgd {name}", *with_config_files(rest)]
+    try:
+        argv = [f"hfgd {name}", *with_config_files(rest)]
+    except UserError as error:
+        sys.exit(shell.fail(error))
     if command.mode:
         from hfgd_jax.runtime import processes
 
@@ -123,7 +126,11 @@ def run(name: str, rest: list[str]) -> None:
 
 
 def with_config_files(words: Sequence[str]) -> list[str]:
-    """The words, `--config NAME` being replaced by the file of the package's config of that name."""
+    """The words, `--config NAME` being replaced by the file of the package's config of that name.
+
+    Raises:
+        UserError: no config has this name; a file of one's own ends in `.py` or is given with its folder.
+    """
     from hfgd_jax import configs
 
     out, names = [], set(configs.names())
@@ -131,7 +138,7 @@ def with_config_files(words: Sequence[str]) -> list[str]:
         flag = "--config=" if word.startswith("--config=") else ""
         if flag or (position and words[position - 1] == "--config"):
             name, colon, arguments = word.removeprefix(flag).partition(":")
-            if name in names and not Path(name).exists():
+            if name in names or not (name.endswith(".py") or "/" in name):
                 word = f"{flag}{configs.path(name)}{colon}{arguments}"
         out.append(word)
     return out

@@ -141,7 +141,7 @@ def test_a_prediction_is_saved_as_mask_and_overlay(model, photo, tmp_path):
         (lambda run, model: hfgd_jax.load(run / "best"), "neither a run directory"),
         (lambda run, model: hfgd_jax.load(run, "77"), "77"),
         (lambda run, model: hfgd_jax.evaluate(run, split="tset"), "tset"),
-        (lambda run, model: hfgd_jax.configs.load("camvit"), "'camvit': unknown; one of ade20k, camvid"),
+        (lambda run, model: hfgd_jax.configs.load("camvit"), "'camvit': unknown; did you mean 'camvid'"),
         (lambda run, model: hfgd_jax.configs.load("camvid", metod="hfgd"), "metod"),
     ],
 )  # fmt: skip

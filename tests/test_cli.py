@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hfgd_jax import cli, configs
+from hfgd_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,16 +62,16 @@ def test_a_command_runs_with_the_options_and_exit_codes_of_its_module(hfgd, tmp_
     assert done.returncode == 2 and "--input: needed with --mode=predict" in done.stderr
 
 
-def test_a_config_is_found_by_its_name(tmp_path, monkeypatch):
+def test_a_config_is_found_by_its_name():
     camvid = str(configs.path("camvid"))
     assert cli.with_config_files(["--config=camvid:tiny,method=sfpn", "--workdir=demo"]) == [
         f"--config={camvid}:tiny,method=sfpn", "--workdir=demo"
     ]  # fmt: skip
     assert cli.with_config_files(["--config", "camvid", "demo"]) == ["--config", camvid, "demo"]
     assert cli.with_config_files(["--config=mine.py:camvid"]) == ["--config=mine.py:camvid"]
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo").touch()
-    assert cli.with_config_files(["--config=demo"]) == ["--config=demo"]
+    assert cli.with_config_files(["--config=runs/demo"]) == ["--config=runs/demo"]
+    with pytest.raises(UserError, match="config 'camvit': unknown; did you mean 'camvid'"):
+        cli.with_config_files(["--config", "camvit:tiny"])
 
 
 def test_completion_is_a_script_that_knows_commands_and_options(hfgd):
