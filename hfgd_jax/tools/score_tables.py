@@ -12,7 +12,7 @@ from hfgd_jax.tools import tables
 
 _MEANS = ("mIoU", "pixel_accuracy", "boundary_IoU", "small_object_recall")
 
-Scores = dict[str, float | None]  # by title, in [0, 1]
+ScoresByTitle = dict[str, float | None]  # by title, in [0, 1]
 Values = dict[int, float | None]  # by seed, in [0, 1]
 
 
@@ -114,11 +114,11 @@ def rows(groups: Sequence[Group], selected: Sequence[str] = (), *, curve: bool =
     return parts
 
 
-def _classes(record: Record) -> Scores:
+def _classes(record: Record) -> ScoresByTitle:
     return record["evaluation"]["per_class"]
 
 
-def _means(record: Record, selected: Sequence[str], curve: bool) -> Scores:
+def _means(record: Record, selected: Sequence[str], curve: bool) -> ScoresByTitle:
     found = {}
     if selected:
         values = [value for name in selected if (value := _classes(record).get(name)) is not None]
