@@ -6,6 +6,7 @@ Not here: what a config's fields are and may hold (`hfgd_jax/config/`).
 import difflib
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hfgd_jax.errors import UserError
@@ -34,6 +35,25 @@ def path(name: str) -> Path:
     return FOLDER / f"{name}.py"
 
 
+def module(name: str) -> ModuleType:
+    """A config file as a module.
+
+    Args:
+        name: one of `names()`, or the path of a file that ends in `.py`.
+
+    Raises:
+        UserError: no such config.
+    """
+    file = Path(name) if name.endswith(".py") else path(name)
+    if not file.is_file():
+        raise UserError(f"config {name}: no such file; or one of {', '.join(names())}")
+    spec = importlib.util.spec_from_file_location(f"hfgd_jax_config_{file.stem}", file)
+    assert spec and spec.loader
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
 def load(name: str, *choices: str, **arguments: Any) -> "ConfigDict":
     """A config by its name; every field of the result may be changed.
 
@@ -57,14 +77,7 @@ def load(name: str, *choices: str, **arguments: Any) -> "ConfigDict":
     >>> hfgd_jax.configs.load("paper", "table9/sfpn").data.dataset
     'pascal_context'
     """
-    file = Path(name) if name.endswith(".py") else path(name)
-    if not file.is_file():
-        raise UserError(f"config {name}: no such file; or one of {', '.join(names())}")
-    spec = importlib.util.spec_from_file_location(f"hfgd_jax_config_{file.stem}", file)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     named = (
         key if value is True else f"{key}={value}" for key, value in arguments.items() if value is not False
     )
-    return module.get_config(",".join([*choices, *named]))
+    return module(name).get_config(",".join([*choices, *named]))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hfgd_jax import configs
-    from hfgd_jax.api import Model, Prediction, build_model, evaluate, load, train
+    from hfgd_jax.api import Model, Prediction, Scores, build_model, evaluate, load, train
     from hfgd_jax.errors import UserError
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Model",
     "Prediction",
+    "Scores",
     "UserError",
     "__version__",
     "build_model",

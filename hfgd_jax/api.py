@@ -5,12 +5,11 @@ Each function is a few lines over the packages below; what they do is proved the
 
 import dataclasses
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import linen as nn
@@ -34,7 +33,7 @@ from hfgd_jax.training import loop
 ImageLike = str | Path | Image.Image | np.ndarray | jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no truth value
 class Prediction:
     """What a model says of one image.
 
@@ -146,7 +145,7 @@ class Model:
         return Prediction(image, mask, self.classes, self.palette, lambda: predictor.probabilities(image))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no truth value
 class Scores:
     """The scores of an evaluation, in [0, 1]; printed, it is the table of classes.
 
@@ -220,7 +219,6 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> None:
     >>> hfgd_jax.train(config, run)  # doctest: +ELLIPSIS
     devices: ...
     """
-    configuration.validate(config)
     code = loop.run(config, str(workdir))
     if code == 128 + signal.SIGINT:
         raise KeyboardInterrupt
@@ -281,8 +279,7 @@ def build_model(config: ConfigDict) -> nn.Module:
     'Segmenter'
     """
     configuration.validate(config)
-    dtype = jnp.dtype(config.train.dtype)
-    return models.build_model(config.model, config.data.num_classes, dtype)
+    return models.build_model(config.model, config.data.num_classes, config.train.dtype)
 
 
 class _BundlePredictor:
@@ -325,8 +322,10 @@ def _config_of(folder: epath.Path) -> ConfigDict:
 
 def _with_views(config: ConfigDict, scales: Sequence[float] | None, flip: bool | None) -> ConfigDict:
     config = config.copy_and_resolve_references()
-    changes: Mapping[str, Any] = {"scales": scales and tuple(map(float, scales)), "flip": flip}
-    config.eval.update({key: value for key, value in changes.items() if value is not None})
+    if scales is not None:
+        config.eval.scales = tuple(map(float, scales))
+    if flip is not None:
+        config.eval.flip = flip
     configuration.validate(config)
     return config
 
@@ -338,7 +337,12 @@ def _pixels(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
             return predict.as_rgb(image)
         if isinstance(image, np.ndarray | jax.Array):
             array = np.asarray(image)
-            if array.dtype != np.uint8 or not array.size or array.shape[2:] not in ((), (3,)):
+            if (
+                array.dtype != np.uint8
+                or not array.size
+                or array.ndim < 2
+                or array.shape[2:] not in ((), (3,))
+            ):
                 raise UserError(f"image {array.dtype} {array.shape}: want uint8 [h, w, 3] RGB or [h, w] grey")
             return np.ascontiguousarray(array if array.ndim == 3 else np.repeat(array[..., None], 3, -1))
         return predict.read_image(image)

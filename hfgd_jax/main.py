@@ -44,7 +44,7 @@ OF_MODES = {
     "fold_batch_norm": ("export",),
 }
 _NEEDED = ("input", "output")
-_DEFAULTS = {"ids": "train", "overwrite": False, "fold_batch_norm": False}
+_DEFAULTS = {"ids": "train", "overwrite": False, "dtypes": list(exporter.DTYPES), "fold_batch_norm": False}
 _SPLIT = "split:"
 
 
@@ -64,13 +64,19 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "predict: folder for masks and overlays; export: the bundle's.")
     flags.DEFINE_enum(
         "ids",
-        "train",
+        _DEFAULTS["ids"],
         ["train", "raw"],
         "predict: masks of train ids in colour, or of the data set's own ids.",
     )
-    flags.DEFINE_bool("overwrite", False, "predict, export: replace what an earlier one wrote.")
-    flags.DEFINE_list("dtypes", list(exporter.DTYPES), "export: variants of the program.")
-    flags.DEFINE_bool("fold_batch_norm", False, "export: fold batch norms into the convolutions before.")
+    flags.DEFINE_bool(
+        "overwrite", _DEFAULTS["overwrite"], "predict, export: replace what an earlier one wrote."
+    )
+    flags.DEFINE_list("dtypes", _DEFAULTS["dtypes"], "export: variants of the program.")
+    flags.DEFINE_bool(
+        "fold_batch_norm",
+        _DEFAULTS["fold_batch_norm"],
+        "export: fold batch norms into the convolutions before.",
+    )
     flags.register_multi_flags_validator(["mode", *OF_MODES], check_mode)
     processes.define_flags()
 
@@ -83,8 +89,8 @@ def check_mode(values: dict[str, Any]) -> bool:
     """
     mode = values["mode"]
     for name, modes in OF_MODES.items():
-        value, default = values[name], list(exporter.DTYPES) if name == "dtypes" else _DEFAULTS.get(name)
-        if mode not in modes and value != default:
+        value = values[name]
+        if mode not in modes and value != _DEFAULTS.get(name):
             shown = f"={value}" if isinstance(value, str) else ""
             raise flags.ValidationError(f"--{name}{shown}: only with --mode={' or '.join(modes)}")
         if mode in modes and name in _NEEDED and not value:

@@ -13,3 +13,10 @@ def test_the_ablation_skips_what_is_recorded(tmp_path):
     command += [f"--records={tmp_path}", "--methods=hfgd", "--seeds=1"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, "hfgd_seed1: recorded already\n"), ended.stderr
+
+
+def test_the_planted_faults_fit_the_sources():
+    """Each one's text stands in its file exactly once, and its tests are there."""
+    command = [sys.executable, "benchmarks/planted_faults.py", "--check"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

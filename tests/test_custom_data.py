@@ -1,7 +1,6 @@
 """docs/custom-data.md: its five commands run as they stand there, tiny; the others have valid configs."""
 
 import ast
-import importlib.util
 import json
 import re
 import shlex
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hfgd_jax import config as configuration
+from hfgd_jax import configs
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "custom-data.md").read_text()
@@ -89,11 +89,8 @@ def test_the_five_commands(tmp_path, user_env):
 
 def config_of(command):
     """What a command's `--config` and its overrides stand for, or the config of a run."""
-    spec = importlib.util.spec_from_file_location("folder", ROOT / "configs" / "folder.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     arguments = command[command.index("--config") + 1].partition(":")[2] if "--config" in command else ""
-    config = module.get_config(arguments)
+    config = configs.load("folder", arguments)
     for override in (x for x in command if x.startswith("--config.")):
         apply(config, override)
     return config

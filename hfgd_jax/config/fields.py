@@ -76,8 +76,8 @@ def _model() -> ConfigDict:
     return ConfigDict(
         {
             "backbone": _backbone(),
-            "context": "cae",  # the context encoder: identity, aspp, ppm, ocr, sa, sa_car, cae
-            "upsampler": "u_sfpn",  # none, sfpn, u_sfpn, fapn, upernet, deeplabv3plus
+            "context": "cae",  # the context encoder, one of config.CONTEXTS
+            "upsampler": "u_sfpn",  # one of config.UPSAMPLERS
             "output_stride": 4,  # of the prediction, before it is resized to the pixels
             "channels": 256,  # of the high and low features, hence of the class tokens
             "context_channels": 512,  # attention value, CAR linear layer, FCN conv

@@ -36,6 +36,10 @@ class Batches(Iterator[Batch]):
         length: how many there are; None: endless.
         start: number of the first batch, for messages.
 
+    Attributes:
+        name: of data set and split, for messages.
+        length: as given.
+
     Raises:
         UserError: from `next`, where a worker process has died, or nothing of the split can be read any more.
     """
@@ -49,7 +53,7 @@ class Batches(Iterator[Batch]):
         start: int = 0,
     ) -> None:
         self._iterator = iter(dataset)
-        self._name, self._number = f"data set {split.dataset!r}, split {split.split!r}", start
+        self.name, self._number = f"data set {split.dataset!r}, split {split.split!r}", start
         self._corrupt, self._most_corrupt = 0, min(len(split), _CORRUPT_IN_A_ROW)
         self.length = length
 
@@ -60,7 +64,7 @@ class Batches(Iterator[Batch]):
             if "Worker process" not in str(error):
                 raise
             raise UserError(
-                f"{self._name}, batch {self._number}: a data worker has died ({error}), most often for want "
+                f"{self.name}, batch {self._number}: a data worker has died ({error}), most often for want "
                 "of memory; use fewer config.data.workers or a smaller config.data.prefetch"
             ) from error
         if batch is None:
@@ -75,7 +79,7 @@ class Batches(Iterator[Batch]):
             self._corrupt = self._corrupt + 1 if corrupt else 0
         if self._most_corrupt and self._corrupt >= self._most_corrupt:
             raise UserError(
-                f"{self._name}, batch {self._number - 1}: {self._corrupt} records one after the other cannot "
+                f"{self.name}, batch {self._number - 1}: {self._corrupt} records one after the other cannot "
                 "be read: more than config.data.skip_corrupt is for. Was the data set removed or cut "
                 "short?"
             )

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from hfgd_jax.data.labels import IGNORE
+
 BAND = 0.02  # of the diagonal: the width of a boundary
 SMALL = 0.001  # of the image's pixels: an object with fewer is small
-
-_IGNORE = 255
 
 
 class Details:
@@ -76,10 +76,10 @@ def boundary_counts(
 ) -> Int64[np.ndarray, "2 k"]:
     """For each class the pixels in both boundaries, and those in either."""
     width = max(1, round(BAND * float(np.hypot(*label.shape))))
-    prediction = np.where(label == _IGNORE, label, prediction)
+    prediction = np.where(label == IGNORE, label, prediction)
     seen, wanted = prediction.copy(), label.copy()
-    seen[~boundary(prediction, width)] = _IGNORE
-    wanted[~boundary(label, width)] = _IGNORE
+    seen[~boundary(prediction, width)] = IGNORE
+    wanted[~boundary(label, width)] = IGNORE
     both = _count(wanted[seen == wanted], num_classes)
     return np.stack([both, _count(seen, num_classes) + _count(wanted, num_classes) - both])
 

@@ -99,8 +99,8 @@ class Evaluator:
         matrix, pixels, images, waiting = self._zero(), 0, 0, None
         # Whole on every device, once, so that no collective is left in the loop.
         variables = sharding.gathered(self.mesh, variables)
-        name = f"data set {split.dataset!r}, split {split.split!r}"
         with self._batches(split, mean_pixel) as batches:
+            name = batches.name
             for batch in stall.batches(batches, name):
                 if should_stop():
                     return None

@@ -8,9 +8,9 @@ from etils import epath
 from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from hfgd_jax.data.labels import IGNORE
 from hfgd_jax.runtime.storage import write_atomically
 
-IGNORE = 255
 IGNORE_COLOR = (224, 224, 192)  # of index 255 in a mask file, VOC's "void"
 
 Palette = Sequence[Sequence[int] | np.ndarray] | np.ndarray

@@ -14,7 +14,6 @@ and kept in `docs/paper_macs.json`; results of finished runs are recorded in `do
 and of scales 0.5 to 1.75 with mirror images (MF; null where that was not run).
 """
 
-import importlib.util
 import json
 import re
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from hfgd_jax import configs
 from hfgd_jax.errors import UserError
 from hfgd_jax.runtime import shell
 from hfgd_jax.tools.macs import inference_macs
@@ -75,10 +75,7 @@ def load_config_file() -> ModuleType:
     for path in (CONFIG, REFERENCES, RESULTS):
         if not path.is_file():
             raise UserError(f"{path}: no such file; hfgd_jax.tools.paper needs the project's checkout")
-    spec = importlib.util.spec_from_file_location("paper_config", CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return configs.module(str(CONFIG))
 
 
 def entries(paper: ModuleType, macs: Mapping[str, int], results: Mapping[str, Entry]) -> list[Entry]:

@@ -131,10 +131,9 @@ class Loop:
         return compiled
 
     def _train(self) -> None:
-        config, split = self.config, self.train_split
+        config = self.config
         with self._batches() as source:
-            name = f"data set {split.dataset!r}, split {split.split!r}"
-            batches = self.stall.batches(source, name, self.step)
+            batches = self.stall.batches(source, source.name, self.step)
             batch, index = self._next(batches)
             step_fn = self._compile(batch)
             # Only now: a first try that fails (wrong weights, too large a crop) leaves no run behind.

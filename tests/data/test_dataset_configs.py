@@ -1,23 +1,16 @@
 """The configs of the data sets: valid, and with the crops, classes and steps of the paper."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 from hfgd_jax import config as configuration
+from hfgd_jax import configs
 from hfgd_jax.data import builders
 from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-
 
 def get_config(name, arguments=""):
-    spec = importlib.util.spec_from_file_location(f"config_{name}", CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(arguments)
+    return configs.load(name, arguments)
 
 
 @pytest.mark.parametrize(
