@@ -9,10 +9,11 @@ PY := $(VENV)/bin/python
 comma := ,
 READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 
-# Tests run on the CPU; what they compile is kept, so that the second run is faster. Files go to the workers in
-# their order: xdist's own puts those with few tests last, and these take longest.
+# Tests run on the CPU; what they compile is kept, down to single operations, for the other worker and the next run.
+# Files go to the workers in their order: xdist's own puts those with few tests last, and these take longest.
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TEST = JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax \
-	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=1 $(PY) -m pytest
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 $(PY) -m pytest
 
 .PHONY: help venv demo demo-compare test parity slow chaos lint format
 
@@ -51,14 +52,14 @@ demo-compare: demo
 	@$(PY) -m hfgd_jax.tools.scores --workdirs runs/demo,runs/demo-fcn
 
 test: $(READY)
-	$(TEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/parity
+	$(TEST) $(PARALLEL) --ignore tests/parity
 
 $(VENV)/.ready-parity: $(READY)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[parity]"
 	@touch $@
 
 parity: $(VENV)/.ready-parity
-	$(TEST) tests/parity
+	$(TEST) $(PARALLEL) tests/parity
 
 slow: $(READY)
 	$(TEST) -m slow --ignore tests/parity --ignore tests/test_chaos.py

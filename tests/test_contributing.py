@@ -16,9 +16,9 @@ config.model.upsampler = "concat"
 network = build_model(config)
 assert config.model.guidance.tokens and type(network.upsampler).__name__ == "Concat"
 images = np.zeros((1, 65, 97, 3), np.uint8)
-variables = network.init(jax.random.PRNGKey(0), images, train=False)
+variables = jax.eval_shape(lambda: network.init(jax.random.PRNGKey(0), images, train=False))
 assert "out" in variables["params"]["upsampler"]
-print(network.apply(variables, images, train=False).logits.shape)
+print(jax.eval_shape(lambda v: network.apply(v, images, train=False), variables).logits.shape)
 """
 
 

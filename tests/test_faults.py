@@ -30,6 +30,8 @@ from hfgd_jax.runs.workdir import failing_in_one_line, read_config
 from hfgd_jax.runtime import stall
 from hfgd_jax.training import loop
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 def small_config(data_dir, **fields):
     config = configuration.default()

@@ -35,7 +35,7 @@ def refused(result):
     return lines[0]
 
 
-TINY = "--config=configs/demo.py:tiny"
+TINY = "--config=configs/demo.py:tiny,method=sfpn"
 
 
 def slow(*values):
@@ -136,10 +136,11 @@ def test_a_missing_checkpoint_lists_those_there(call, run):
     assert "it holds steps [2, 4], best [4]" in refused(result)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_earlier_checkpoint(call, user_env, shapes_dir, tmp_path):
     """Files may not grow beyond 2 MB in the second process, as if the disk were full."""
     common = [
-        f"{TINY},method=fcn",
+        "--config=configs/demo.py:tiny,method=fcn",
         f"--workdir={tmp_path}",
         f"--config.data.data_dir={shapes_dir}",
     ]
@@ -170,12 +171,11 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(call, user_env, shapes_dir, tm
 
 @pytest.mark.parametrize(
     "config",
-    ["demo.py:tiny,method=fcn"]
-    + [  # tiny, they differ in nothing from what `run` trains but by their names
+    [  # tiny, they differ in nothing from what `run` trains but by their names
         slow(f"{name}.py:tiny")
         for name in ("ade20k", "camvid", "cityscapes", "coco_stuff", "folder", "pascal_context")
     ]
-    + [  # their structures take a step in tests/models/test_paper_rows.py
+    + [  # what their losses train is seen in tests/models/test_paper_rows.py
         slow(f"paper.py:{row},tiny")
         for row in (
             *("table6/swin_l_u_sfpn", "table9/sa_car_d8", "table9/hfgd_os2"),

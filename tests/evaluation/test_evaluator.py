@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_model import Small
+from tiny_runs import random_state
 
 from hfgd_jax import config as configuration
 from hfgd_jax.data.prepared import open_split
@@ -21,6 +22,8 @@ from hfgd_jax.runs import system
 from hfgd_jax.runs.checkpoints import Checkpoints, meta
 from hfgd_jax.runtime import sharding
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 @pytest.fixture(scope="module")
 def trained(camvid_dir):
@@ -31,7 +34,7 @@ def trained(camvid_dir):
     config.data.update({"dataset": "camvid", "data_dir": str(camvid_dir), "num_classes": 11})
     config.eval.batch_size = 2
     made = system.build(config)
-    state, _ = system.initial_state(made)
+    state = random_state(made)
     split = open_split(camvid_dir, "camvid", "val")
     return config, made, state, split
 
@@ -102,9 +105,10 @@ def test_an_evaluation_stops_when_asked(trained, small):
 def save(trained, workdir, *steps):
     """Writes the model as it is as the checkpoint of each step."""
     config, _, state, split = trained
+    model, training = jax.device_get((state.model, state.training))  # one writer for all eight devices
     saved = Checkpoints(workdir, keep=9)
     for step in steps:
-        saved.save(step, state.model, state.training, meta(step, config, split.table))
+        saved.save(step, model, training, meta(step, config, split.table))
     saved.close()
 
 

@@ -25,6 +25,7 @@ from hfgd_jax.export.program import Program, flatten
 from hfgd_jax.runs.checkpoints import Checkpoints, meta
 from hfgd_jax.tools import export_onnx
 
+pytestmark = pytest.mark.usefixtures("shallow")
 IMAGE = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.uint8)
 
 # Runs a bundle's loader where nothing but jax, numpy and what they need can be imported.
@@ -93,7 +94,7 @@ def copy(exported, tmp_path):
 def test_a_bundle_runs_with_jax_and_numpy_alone(run, exported, user_env, tmp_path):
     """Batches of 1 and 3, on the grid and off it, in a process that can import nothing else."""
     _, config, variables = run
-    given = {"one": pictures(1, 65, 97), "three": pictures(3, 65, 97, seed=1), "odd": pictures(3, 50, 70)}
+    given = {"one": pictures(1, 65, 97), "odd": pictures(3, 50, 70)}
     np.savez(tmp_path / "pictures.npz", **given)
     command = [sys.executable, "-c", ALONE, exported[0], tmp_path / "pictures.npz", tmp_path / "found.npz"]
     done = subprocess.run(

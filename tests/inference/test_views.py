@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_model import MEAN, Small, made, picture
+from small_model import MEAN, Small, logits_of, made, picture
 
 from hfgd_jax import config as configuration
 from hfgd_jax import geometry
@@ -52,7 +52,7 @@ def plain(model, variables, image, name, scales, flip, canvases):
         small = augment.resize_image(image, scale)
         for turned in (False, True) if flip else (False,):
             seen = augment.pad_image(small[:, ::-1] if turned else small, canvas, MEAN)
-            maps = model.apply(variables, seen[None], False).logits[0]
+            maps = logits_of(model, variables, seen[None])[0]
             pixels = sampled(maps, small.shape[:2], image.shape[:2], name)
             total, views = total + (pixels[:, ::-1] if turned else pixels), views + 1
     return total / views
@@ -132,7 +132,7 @@ def by_windows(model, variables, image, name, window, stride, canvas):
     for top in starts_of(image.shape[0], window[0], stride[0]):
         for left in starts_of(image.shape[1], window[1], stride[1]):
             part = seen[top : top + window[0], left : left + window[1]]
-            logits = np.asarray(model.apply(variables, part[None], False).logits[0])
+            logits = np.asarray(logits_of(model, variables, part[None])[0])
             place = np.s_[top // 4 : top // 4 + logits.shape[0], left // 4 : left // 4 + logits.shape[1]]
             total[place] += logits
             times[place] += 1

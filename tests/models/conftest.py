@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Literal
+from tiny_runs import randomize
 
 from hfgd_jax import config as configs
 from hfgd_jax.models import BACKBONES, build_model
@@ -16,7 +18,7 @@ from hfgd_jax.models.layers import Conv
 
 @pytest.fixture(scope="session")
 def model_tools():
-    return SimpleNamespace(config=tiny_config, randomize=randomize, build=build)
+    return SimpleNamespace(config=tiny_config, randomize=randomize, build=build, reached=reached)
 
 
 @pytest.fixture(scope="session")
@@ -35,24 +37,27 @@ def quick_compilation():
 
 
 class LightBackbone(nn.Module):
-    """Four strided convolutions in place of a backbone, where the rest of the model is what is tested."""
+    """Five convolutions in place of a backbone, where the rest of the model is what is tested."""
 
+    output_stride: int = 32
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, train):
         x, pyramid = Conv(8, 3, 2, dtype=self.dtype, name="stem")(x), {}
         for level in (4, 8, 16, 32):
-            conv = Conv(8, 3, 2, use_bias=True, dtype=self.dtype, name=f"stage_{level}")
+            stride = 2 if level <= self.output_stride else 1
+            conv = Conv(8, 3, stride, use_bias=True, dtype=self.dtype, name=f"stage_{level}")
             x = pyramid[level] = nn.relu(conv(x))
         return pyramid
 
 
 @pytest.fixture
 def light_backbone(monkeypatch):
-    """The tiny configurations' resnet18 is a LightBackbone."""
-    light = BACKBONES["resnet18"]._replace(build=lambda *args, dtype, **kwargs: LightBackbone(dtype))
-    monkeypatch.setitem(BACKBONES, "resnet18", light)
+    """The tiny configurations' backbones are a LightBackbone."""
+    build = lambda output_stride, dtype, **others: LightBackbone(output_stride, dtype)  # noqa: E731
+    for name in ("resnet18", "convnext_a", "swin_t"):
+        monkeypatch.setitem(BACKBONES, name, BACKBONES["resnet18"]._replace(build=build))
 
 
 def tiny_config(method=None, **changes):
@@ -66,29 +71,40 @@ def tiny_config(method=None, **changes):
     return config
 
 
-def randomize(shapes, seed=0):
-    """Variables of these shapes: He-scaled kernels, scales and variances around one, the rest small."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        name, normal = path[-1].key, rng.standard_normal(leaf.shape)
-        if name == "kernel":
-            value = normal * np.sqrt(2 / np.prod(leaf.shape[:-1]))
-        elif name in ("scale", "var"):
-            value = rng.uniform(0.5, 1.5, leaf.shape)
-        else:
-            value = 0.1 * normal
-        return jnp.asarray(value, leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
 def build(model_config, num_classes=5, dtype="float32", seed=0):
     """A model and random variables for it."""
     model = build_model(model_config, num_classes, dtype)
     images = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.uint8)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     return model, randomize(shapes, seed)
+
+
+def reached(losses, params):
+    """Which parameters the gradient of each loss depends on; traced, nothing is compiled.
+
+    Args:
+        losses: a function of the parameters that returns `{name: scalar}`.
+        params: arrays or their shapes.
+
+    Returns:
+        `{name: tree of bool}`. False: the gradient is zero whatever the numbers are.
+    """
+
+    def gradient(params, pulls):
+        return jax.vjp(losses, params)[1](pulls)[0]
+
+    pulls = jax.eval_shape(losses, params)
+    jaxpr = jax.make_jaxpr(gradient)(params, pulls).jaxpr
+    names = sorted(pulls)  # the order in which jax takes a dictionary apart
+    sources = {var: {name} for var, name in zip(jaxpr.invars[-len(names) :], names, strict=True)}
+
+    def of(atom):
+        return set() if isinstance(atom, Literal) else sources.get(atom, set())
+
+    for eqn in jaxpr.eqns:
+        sources.update(dict.fromkeys(eqn.outvars, set().union(*map(of, eqn.invars))))
+    by_loss = lambda name: [name in of(out) for out in jaxpr.outvars]  # noqa: E731
+    return {name: jax.tree.unflatten(jax.tree.structure(params), by_loss(name)) for name in names}
 
 
 def conv_norm_relu(variables, name, x, dilation=1, epsilon=1e-3):

@@ -136,7 +136,7 @@ def test_equals_numpy(output_stride, images):
         assert relative(pyramid[level][1], want) < 2e-5
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ["convnext_a", "convnext_b"])
 def test_shapes(name):
     """With the same parameters for any output stride; `scan_blocks` traces a stage's block once."""
     variables = shapes_of(BACKBONES[name].build())

@@ -10,22 +10,24 @@ import pytest
 from hfgd_jax import config as configs
 from hfgd_jax.errors import UserError
 from hfgd_jax.losses import total_loss
-from hfgd_jax.models import CONTEXTS, UPSAMPLERS, build_model
+from hfgd_jax.models import CONTEXTS, UPSAMPLERS
 
 CLASSES = 5
 
 
-def combinations():
-    """Every choice of switches that `validate` allows, for SFPN with identity and CAE.
-
-    Of the others, every context and every upsampler on its own, and within the full HFGM.
-    """
+def switches():
+    """Every choice of HFGM's switches for SFPN with identity and CAE, and the probe's."""
     for context, tokens, protect, axial in itertools.product(("identity", "cae"), *[(False, True)] * 3):
-        for probe, stop in ((False, False), (True, False), (True, True)):
-            if not (tokens and probe):
-                yield "sfpn", context, tokens, protect, axial, probe, stop
-    for context in ("sa", "sa_car"):
-        yield "sfpn", context, False, False, False, False, False
+        yield "sfpn", context, tokens, protect, axial, False, False
+    for context, protect, stop in itertools.product(("identity", "cae"), *[(False, True)] * 2):
+        yield "sfpn", context, False, protect, True, True, stop
+
+
+def parts():
+    """Every context and every upsampler on its own, and within the full HFGM."""
+    yield "sfpn", "identity", False, False, False, False, False
+    yield "sfpn", "identity", False, True, True, True, True
+    for context in ("sa_car", "cae"):
         yield "sfpn", context, True, True, True, False, False
     for context in CONTEXTS:
         yield "none", context, False, False, False, False, False
@@ -43,15 +45,12 @@ def losses_of(outputs, labels, loss_config):
     return parts | ({"car": sum(car)} if car else {})
 
 
-def gradients(model, variables, images, labels, loss_config, *, car_with_teacher=False):
-    """The gradient of each loss alone, by its name; or of the CAR losses with the teacher's."""
+def gradients(model, variables, images, labels, loss_config):
+    """The gradient of each loss alone, by its name."""
 
     def losses(params):
         outputs, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
-        found = losses_of(outputs, labels, loss_config)
-        if car_with_teacher:
-            found["teacher"] += found.pop("car")
-        return found
+        return losses_of(outputs, labels, loss_config)
 
     values, pull = jax.vjp(losses, variables["params"])
     return {name: pull({other: jnp.float32(other == name) for other in values})[0] for name in values}
@@ -68,10 +67,9 @@ def check_reached(gradient, reached, loss, skip=()):
             assert size > 1e-9, f"{loss} does not reach {'/'.join(names)}: {size}"
 
 
-@pytest.mark.parametrize("switches", list(combinations()), ids=lambda s: "-".join(map(str, s)))
-def test_losses_reach_what_they_should(switches, model_tools, light_backbone):
-    upsampler, context, tokens, protect, axial, probe, stop = switches
-    residual = upsampler == "u_sfpn" and tokens  # one of the guided ones has it
+def built(case, model_tools):
+    """The config, model and random variables of a case."""
+    upsampler, context, tokens, protect, axial, probe, stop = case
     config = model_tools.config(
         context=context,
         upsampler=upsampler,
@@ -83,20 +81,23 @@ def test_losses_reach_what_they_should(switches, model_tools, light_backbone):
         guidance__tokens=tokens,
         guidance__protect=protect,
         guidance__axial_attention=axial,
-        guidance__residual=residual,
+        guidance__residual=upsampler == "u_sfpn" and tokens,  # one of the guided ones has it
         guidance__probe=probe,
         guidance__probe_stop_gradient=stop,
     )
-    model, variables = model_tools.build(config.model, CLASSES)
+    return config, *model_tools.build(config.model, CLASSES)
+
+
+def batch():
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (2, 65, 65, 3)).astype(np.uint8)
-    labels = jnp.asarray(rng.integers(0, CLASSES, (2, 65, 65)), jnp.uint8)
-    split = lambda v: gradients(model, v, images, labels, config.loss)  # noqa: E731
-    # One operation at a time is quick where other cases have compiled the same ones. PPM and FaPN have many
-    # of shapes of their own.
-    found = (jax.jit(split) if {"ppm", "fapn"} & {context, upsampler} else split)(variables)
+    return images, jnp.asarray(rng.integers(0, CLASSES, (2, 65, 65)), jnp.uint8)
 
-    groups = set(variables["params"])
+
+def check_case(case, found):
+    """`found` is the gradient of each loss, or for each parameter whether there is one."""
+    upsampler, context, tokens, protect, axial, probe, stop = case
+    groups = set(found["student"])
     has_context = upsampler == "none" or context != "identity" or tokens
     expected = {"backbone", "class_tokens"}
     expected |= {"context"} if has_context else set()
@@ -122,26 +123,37 @@ def test_losses_reach_what_they_should(switches, model_tools, light_backbone):
         check_reached(found["probe"], {"probe"} if stop else {"probe", "backbone"}, "probe")
     if has_car:
         check_reached(found["car"], {"backbone", "context"}, "car", skip=("out",))
-        assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(found["car"]["context"]["out"]))
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(found["car"]["context"]["out"]))
     if context == "ocr":
-        others = set(variables["params"]["context"]) - {"regions", "region_tokens"}
+        others = set(found["student"]["context"]) - {"regions", "region_tokens"}
         check_reached(found["regions"], {"backbone", "context"}, "regions", skip=others)
         assert not any(
             np.any(leaf) for leaf in jax.tree.leaves([found["regions"]["context"][k] for k in others])
         )
 
 
-def test_hfgd_with_a_resnet(model_tools):
-    """The teacher trains backbone, context and tokens; the student trains upsampler and attention alone."""
-    config = model_tools.config("hfgd")
-    model, variables = model_tools.build(config.model, CLASSES)
-    rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (2, 65, 65, 3)).astype(np.uint8)
-    labels = jnp.asarray(rng.integers(0, CLASSES, (2, 65, 65)), jnp.uint8)
-    split = lambda v: gradients(model, v, images, labels, config.loss, car_with_teacher=True)  # noqa: E731
-    found = jax.jit(split)(variables)
-    check_reached(found["student"], {"upsampler", "axial_attention"}, "student")
-    check_reached(found["teacher"], {"backbone", "context", "class_tokens"}, "teacher")
+@pytest.mark.parametrize("case", list(switches()), ids=lambda s: "-".join(map(str, s)))
+def test_losses_depend_on_what_the_switches_say(case, model_tools, light_backbone):
+    """By the trace of the gradient, for every choice."""
+    config, model, variables = built(case, model_tools)
+    images, labels = batch()
+
+    def losses(params):
+        outputs, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+        return losses_of(outputs, labels, config.loss)
+
+    check_case(case, model_tools.reached(losses, variables["params"]))
+
+
+@pytest.mark.parametrize("case", list(parts()), ids=lambda s: "-".join(map(str, s)))
+def test_losses_reach_what_they_should(case, model_tools, light_backbone):
+    """By the gradients' numbers, for every part."""
+    config, model, variables = built(case, model_tools)
+    images, labels = batch()
+    split = lambda v: gradients(model, v, images, labels, config.loss)  # noqa: E731
+    # One operation at a time is quick where other cases have compiled the same ones. PPM and FaPN have many
+    # of shapes of their own.
+    check_case(case, (jax.jit(split) if {"ppm", "fapn"} & {*case} else split)(variables))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +169,7 @@ def test_other_combinations_are_refused(changes, model_tools):
         model_tools.config("sfpn", **changes)
 
 
-def test_inference_computes_the_prediction_alone(model_tools):
+def test_inference_computes_the_prediction_alone(model_tools, light_backbone):
     """One classification at inference, and neither probe nor CAR features."""
     images = jnp.zeros((1, 65, 65, 3), jnp.uint8)
     for method, changes, in_training in (
@@ -177,15 +189,13 @@ def test_inference_computes_the_prediction_alone(model_tools):
         assert classifications(True) == in_training
 
 
-def test_every_method_builds_with_the_paper_backbones():
-    for method in configs.METHODS:
-        config = configs.default()
-        configs.set_method(config, method)
-        configs.validate(config)
-        model = build_model(config.model, 59, "bfloat16")
-        images = jax.ShapeDtypeStruct((1, 97, 97, 3), jnp.uint8)
-        variables = jax.eval_shape(lambda x, m=model: m.init(jax.random.key(0), x, train=False), images)
-        outputs = jax.eval_shape(lambda v, x, m=model: m.apply(v, x, train=False), variables, images)
-        side = 96 // config.model.output_stride + 1
-        assert outputs.logits.shape == (1, side, side, 59)
-        assert outputs.logits.dtype == jnp.float32
+@pytest.mark.parametrize("method", configs.METHODS)
+def test_every_method_builds(method, model_tools, light_backbone):
+    """At the paper's sizes: `test_paper_rows.py`."""
+    config = model_tools.config(method)
+    model, variables = model_tools.build(config.model, 59, "bfloat16")
+    images = jax.ShapeDtypeStruct((1, 97, 97, 3), jnp.uint8)
+    outputs = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
+    side = 96 // config.model.output_stride + 1
+    assert outputs.logits.shape == (1, side, side, 59)
+    assert outputs.logits.dtype == jnp.float32

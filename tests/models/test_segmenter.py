@@ -145,16 +145,15 @@ def test_stop_gradients_of_the_shared_tokens_and_of_the_pyramid(frozen, protect,
     def losses(params):
         outputs, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
         parts = total_loss(outputs, labels, config.loss, num_classes=5, geometry="align_corners")[1]
-        return parts["student"], parts["teacher"]
+        return {name: parts[name] for name in ("student", "teacher")}
 
-    _, pull = jax.vjp(losses, variables["params"])
+    found = model_tools.reached(losses, variables["params"])
     for loss, untouched in (
-        ((1.0, 0.0), {*["class_tokens"] * frozen, *["backbone", "context"] * protect}),
-        ((0.0, 1.0), {"upsampler", "axial_attention"}),
+        ("student", {*["class_tokens"] * frozen, *["backbone", "context"] * protect}),
+        ("teacher", {"upsampler", "axial_attention"}),
     ):
-        (gradient,) = pull(tuple(map(jnp.float32, loss)))
-        reached = {name for name, tree in gradient.items() if any(jnp.any(x) for x in jax.tree.leaves(tree))}
-        assert reached == set(gradient) - untouched
+        reached = {name for name, tree in found[loss].items() if any(jax.tree.leaves(tree))}
+        assert reached == set(found[loss]) - untouched
 
 
 def test_inference_of_the_other_branches(model_tools):
@@ -184,8 +183,10 @@ def test_a_residual_student_adds_to_the_teachers_feature(model_tools, light_back
         for residual in (False, True)
     ]
     variables = models[0][1]
-    plain, residual = (model.apply(variables, images, train=False).logits for model, _ in models)
-    guide = models[0][0].apply(variables, images, train=False, branch="guide").logits
+    plain, residual = (
+        jax.jit(lambda v, m=model: m.apply(v, images, train=False).logits)(variables) for model, _ in models
+    )
+    guide = jax.jit(lambda v: models[0][0].apply(v, images, train=False, branch="guide").logits)(variables)
     guide = guide - variables["params"]["class_tokens"]["bias"]
     resized = geo.resize(guide, plain.shape[1:3], geometry="align_corners")
-    np.testing.assert_allclose(residual, plain + resized, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(residual, plain + resized, rtol=1e-4, atol=1e-4 * float(jnp.abs(plain).max()))

@@ -14,12 +14,12 @@ STEPS = 12
 
 @pytest.fixture
 def pod(shapes_dir, tmp_path, user_env):
-    """Starts a pod of two processes with one device each on the tiny demo; further arguments as given."""
+    """Starts a pod of two processes with one device each on the tiny FCN; further arguments as given."""
     started = []
 
     def start(*more, **options):
         command = [sys.executable, "launch/local_pod.py", "--processes", "2", "--devices", "1", "--"]
-        command += ["--config", "configs/demo.py:tiny", "--workdir", str(tmp_path / "run")]
+        command += ["--config", "configs/demo.py:tiny,method=fcn", "--workdir", str(tmp_path / "run")]
         command += [f"--config.data.data_dir={shapes_dir}", f"--config.train.steps={STEPS}"]
         command += ["--config.checkpoint.every=100", "--config.eval.overlays=1", *more]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -42,6 +42,7 @@ def saved_steps(workdir):
     return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
 def test_a_signal_to_one_process_stops_all_after_one_save(pod, tmp_path):
     first = pod()

@@ -19,7 +19,7 @@ from hfgd_jax.runs.system import build, initial_state
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = WORKER.parent.parent.parent
-STEPS, IMAGES = 20, 11  # eleven: no number of devices or processes divides them
+STEPS, IMAGES = 8, 11  # eleven: no number of devices or processes divides them
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,10 +96,9 @@ def assert_identical(found, wanted):
 def test_a_checkpoint_is_restored_bit_by_bit_on_any_mesh(alone, together):
     config, folder = alone
     wanted = flat(restored(config, folder / "run", 0)[1])
-    for mesh in ({"data": 1}, {"data": 1, "fsdp": 4}):
-        here = config.copy_and_resolve_references()
-        here.mesh.update(mesh)
-        assert_identical(flat(restored(here, folder / "run", 0)[1]), wanted)
+    here = config.copy_and_resolve_references()
+    here.mesh.update({"data": 1, "fsdp": 4})
+    assert_identical(flat(restored(here, folder / "run", 0)[1]), wanted)
     for state in of_both(together, "state"):
         assert_identical(state, wanted)
 

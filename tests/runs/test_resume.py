@@ -9,6 +9,7 @@ import time
 
 import jax
 import numpy as np
+import pytest
 
 from hfgd_jax import config as configuration
 from hfgd_jax.runs.checkpoints import Checkpoints
@@ -41,6 +42,7 @@ def lines_until(process, wanted):
     raise AssertionError(f"the run ended (exit {process.wait()}) before the line came")
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_runs_end_like_an_undisturbed_one(shapes_dir, tmp_path, user_env):
     whole = start(tmp_path / "whole", shapes_dir, user_env)
     broken = tmp_path / "broken"

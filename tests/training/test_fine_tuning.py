@@ -17,6 +17,7 @@ from hfgd_jax.training.loop import Loop
 from hfgd_jax.training.step import make_gradient
 from hfgd_jax.weights import files, pretrained
 
+pytestmark = pytest.mark.usefixtures("shallow")
 STEPS = 3
 
 

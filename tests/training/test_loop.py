@@ -16,6 +16,8 @@ from hfgd_jax.training import loop as training
 from hfgd_jax.training.loop import Loop
 from hfgd_jax.training.step import check_memory
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 def test_the_same_config_run_twice_is_identical(shapes_dir, tmp_path):
     """With class weights, which each run computes for itself."""

@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import random_batch, tiny_config
+from tiny_runs import random_batch, random_state, tiny_config
 
 from hfgd_jax import config as configuration
 from hfgd_jax.models import build_model
-from hfgd_jax.runs.system import build, initial_state
+from hfgd_jax.runs.system import build
 from hfgd_jax.runtime import sharding
 from hfgd_jax.training.step import make_train_step
+
+pytestmark = pytest.mark.usefixtures("shallow")
+SMALL = (33, 33)  # a crop for what is slow on a CPU: float64, and convolutions in a loop (accumulation)
 
 
 def compiled_step(config, dtype=None):
@@ -21,7 +24,7 @@ def compiled_step(config, dtype=None):
     if dtype:
         model = build_model(config.model, config.data.num_classes, dtype, system.model.constrain)
         system = dataclasses.replace(system, model=model)
-    state, _ = initial_state(system)
+    state = random_state(system)
     if dtype:
         state = state.replace(batch_stats=jax.tree.map(lambda x: x.astype(dtype), state.batch_stats))
     layout = jax.tree.map(lambda x: x.sharding, state)
@@ -48,11 +51,11 @@ def update_error(start, one, other):
 @pytest.fixture(scope="module")
 def step_of_one(tmp_path_factory):
     """A batch, the fields of a config, the state before, and what one device makes of them."""
-    batch = random_batch(8)
+    batch = random_batch(8, SMALL)
     batch["label"][0] = 255  # one device's whole share is ignored
     fields = {"optim.name": "sgd", "optim.learning_rate": 0.1, "train.batch_size": 8}
     config = tiny_config(tmp_path_factory.mktemp("none"), **fields)
-    start = jax.device_get(initial_state(build(config))[0])
+    start = jax.device_get(random_state(build(config)))
     with jax.enable_x64(True):
         return batch, fields, start, *step_once(config, batch, dtype=jnp.float64)
 
@@ -95,13 +98,13 @@ def test_a_step_on_less_data_differs(step_of_one, tmp_path):
 
 def test_accumulation_equals_the_whole_batch(tmp_path):
     """Two equal micro-batches: the same gradients, statistics and metrics as either alone."""
-    half = random_batch(2)
+    half = random_batch(2, SMALL)
     twice = {key: np.repeat(value, 2, axis=0) for key, value in half.items()}
     # Momentum-free SGD: the parameters show the gradient itself.
     fields = {"optim.name": "sgd", "optim.learning_rate": 0.1, "optim.momentum": 0.0}
     fields |= {"loss.class_weights": (1, 2, 3, 4, 5, 4, 3, 2, 1), "loss.hard_pixels": 0.7}
     more = fields | {"train.batch_size": 4, "train.accumulate": 2}
-    start = jax.device_get(initial_state(build(tiny_config(tmp_path)))[0])
+    start = jax.device_get(random_state(build(tiny_config(tmp_path))))
     with jax.enable_x64(True):
         one, m1 = step_once(tiny_config(tmp_path, **fields), half, dtype=jnp.float64)
         two, m2 = step_once(tiny_config(tmp_path, **more), twice, dtype=jnp.float64)
@@ -112,9 +115,9 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
 
 def test_accumulation_divides_by_the_valid_pixels_of_the_whole_batch(tmp_path):
     """A micro-batch with few valid pixels must not weigh as much as a full one."""
-    batch = random_batch(2)
+    batch = random_batch(2, SMALL)
     batch["label"][1] = 255
-    batch["label"][1, 40, 40] = 3
+    batch["label"][1, 20, 20] = 3
     more = {"loss.car": 0.0, "loss.class_weights": (70, 80, 90, 100, 110, 120, 130, 140, 150)}
     _, metrics = step_once(tiny_config(tmp_path, "fcn", **more | {"train.accumulate": 2}), batch)
     _, first = step_once(
@@ -126,7 +129,7 @@ def test_accumulation_divides_by_the_valid_pixels_of_the_whole_batch(tmp_path):
 
 
 def test_accumulation_divides_by_all_pixels_where_they_are_the_divisor(tmp_path):
-    batch = random_batch(2)
+    batch = random_batch(2, SMALL)
     batch["label"][1] = 255
     fields = {"loss.car": 0.0, "train.accumulate": 2}
     found = {
@@ -172,5 +175,7 @@ def test_each_step_has_randomness_of_its_own(tmp_path):
     config.model.backbone.drop_path = 0.5
     system, state, step = compiled_step(config)
     batch = sharding.global_batch(system.mesh, random_batch(2))
-    losses = [float(step(state.replace(step=state.step * 0 + n), batch)[1]["loss"]) for n in (0, 0, 1, 2)]
-    assert losses[0] == losses[1] and len(set(losses)) == 3
+    losses = [
+        float(step(state.replace(step=state.step * 0 + n), batch)[1]["loss"]) for n in (0, 0, 1, 2, 3, 4)
+    ]
+    assert losses[0] == losses[1] and len(set(losses)) > 2  # few blocks: some steps lose the same ones
