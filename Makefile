@@ -62,7 +62,7 @@ parity: $(VENV)/.ready-parity
 	$(TEST) $(PARALLEL) tests/parity
 
 slow: $(READY)
-	$(TEST) -m slow --ignore tests/parity --ignore tests/test_chaos.py
+	$(TEST) $(PARALLEL) -m slow --ignore tests/parity --ignore tests/test_chaos.py
 
 chaos: $(READY)
 	$(TEST) -m slow -s tests/test_chaos.py

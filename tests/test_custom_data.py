@@ -50,6 +50,7 @@ def made_tiny(command):
     return out + more if out != command else out
 
 
+@pytest.mark.slow
 def test_the_five_commands(tmp_path, user_env):
     write_folder(tmp_path / "mine")
     (tmp_path / "configs").symlink_to(ROOT / "configs")

@@ -63,11 +63,10 @@ def step_of_one(tmp_path_factory):
 @pytest.mark.parametrize(
     "mesh",
     [
-        {"mesh.data": 8},
         {"mesh.data": 4, "mesh.fsdp": 2, "mesh.constrain_decoder": True},
         {"mesh.data": 1, "mesh.fsdp": 8, "model.backbone.remat": True},
     ],
-    ids=["data=8", "data=4,fsdp=2", "fsdp=8"],
+    ids=["data=4,fsdp=2", "fsdp=8"],
 )
 def test_every_mesh_takes_the_step_of_one_device(step_of_one, mesh, tmp_path):
     """Batch norm, CAR centres and the divisor of the loss are global: the mesh changes nothing.
