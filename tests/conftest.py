@@ -42,6 +42,7 @@ from hfgd_jax.data import builders
 from hfgd_jax.data.builders import shapes
 from hfgd_jax.data.labels import TABLES
 from hfgd_jax.models.backbones import convnext, resnet, swin
+from hfgd_jax.weights import pretrained
 
 gc.set_threshold(100_000, 30, 100)  # tracing makes objects by the million; looking through them took a tenth
 STATM = Path("/proc/self/statm")  # its second number: the resident memory in pages
@@ -64,12 +65,14 @@ def shallow():
     """The backbones that `tiny` takes have a block a stage: they compile in a third of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.DEPTHS, "resnet18", (1, 1, 1, 1))
-        patch.setitem(
-            convnext.VARIANTS, "convnext_a", convnext.VARIANTS["convnext_a"]._replace(depths=(1,) * 4)
-        )
-        # Swin's first stage has two, of which one is shifted.
-        patch.setitem(swin.VARIANTS, "swin_t", swin.VARIANTS["swin_t"]._replace(depths=(2, 1, 1, 1)))
+        for table, name, depths in (
+            (convnext.VARIANTS, "convnext_a", (1, 1, 1, 1)),
+            (swin.VARIANTS, "swin_t", (2, 1, 1, 1)),  # of two blocks one is shifted
+        ):
+            patch.setitem(table, name, table[name]._replace(depths=depths))
+        pretrained.backbone_shapes.cache_clear()
         yield
+    pretrained.backbone_shapes.cache_clear()
 
 
 @pytest.fixture
