@@ -3,24 +3,43 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from absl import flags
 
-from hfgd_jax import cli, configs
+from hfgd_jax import __version__, cli, configs
 from hfgd_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def hfgd(user_env):
-    def call(*words):
-        code = "import sys; from hfgd_jax import cli; cli.main()"
-        return subprocess.run(
-            [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, env=user_env
-        )
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
-    return call
+
+def remove_flags():
+    """What subcommands have defined in this process."""
+    for owner, owned in flags.FLAGS.flags_by_module_dict().items():
+        for flag in list(owned) if owner.startswith("hfgd_jax.") else ():
+            delattr(flags.FLAGS, flag.name)
+
+
+@pytest.fixture
+def hfgd(monkeypatch, capsys):
+    """Runs the command in this process: for what ends before a subcommand's module runs."""
+
+    def call(*words):
+        remove_flags()
+        monkeypatch.setattr(sys, "argv", ["hfgd", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Done(ended.value.code, *capsys.readouterr())
+
+    yield call
+    remove_flags()
 
 
 def test_every_tool_has_a_subcommand():
@@ -53,12 +72,18 @@ def test_help_of_a_command_lists_its_options_alone(hfgd):
     assert "--dataset" in prepare and "(default: 'data')" in prepare and "--workdir" not in prepare
 
 
-def test_a_command_runs_with_the_options_and_exit_codes_of_its_module(hfgd, tmp_path):
-    done = hfgd("macs", "--config=demo:tiny", "--size=65x97")
+def test_a_command_runs_with_the_options_and_exit_codes_of_its_module(user_env, tmp_path):
+    def process(*words):
+        code = "from hfgd_jax import cli; cli.main()"
+        return subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, env=user_env
+        )
+
+    done = process("macs", "--config=demo:tiny", "--size=65x97")
     assert done.returncode == 0 and "backbone" in done.stdout, done.stderr
-    done = hfgd("eval", f"--workdir={tmp_path / 'none'}")
+    done = process("eval", f"--workdir={tmp_path / 'none'}")
     assert done.returncode == 2 and "holds no run" in done.stderr
-    done = hfgd("predict", f"--workdir={tmp_path}", "--config=demo", "--output=x")
+    done = process("predict", f"--workdir={tmp_path}", "--config=demo", "--output=x")
     assert done.returncode == 2 and "--input: needed with --mode=predict" in done.stderr
 
 
@@ -89,3 +114,12 @@ def test_completion_is_a_script_that_knows_commands_and_options(hfgd):
     assert words("predict", "--in") == ["--input"] and words("export", "--in") == []
     assert words("weights", "import", "--so") == ["--source"]
     assert hfgd("completion", "tcsh").returncode == 2
+    assert hfgd("completion", "zsh").stdout.startswith("autoload ")
+
+
+def test_without_a_command_the_usage_is_an_error_and_the_version_is_known(hfgd):
+    done = hfgd()
+    assert done.returncode == 2 and done.stdout.startswith("hfgd: ")
+    assert hfgd("--version") == (0, f"hfgd_jax {__version__}\n", "")
+    done = hfgd("macs", "--config=dema")
+    assert done.returncode == 2 and "config 'dema': unknown; did you mean 'demo'" in done.stderr
