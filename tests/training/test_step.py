@@ -139,7 +139,7 @@ def test_accumulation_divides_by_all_pixels_where_they_are_the_divisor(tmp_path)
     np.testing.assert_allclose(found["all"]["student"], share * found["valid"]["student"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["fcn", "sa_car", "sfpn", "hfgd_os2"])
+@pytest.mark.parametrize("method", ["sa_car", "hfgd_os2"])
 def test_every_method_learns_a_batch_and_survives_an_ignored_one(method, tmp_path):
     config = tiny_config(tmp_path)
     configuration.set_method(config, method)
