@@ -22,6 +22,7 @@ from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
 from hfgd_jax.export import bundle, exporter, loader, program
 from hfgd_jax.export.program import Program, flatten
+from hfgd_jax.models.backbones import resnet
 from hfgd_jax.runs.checkpoints import Checkpoints, meta
 from hfgd_jax.tools import export_onnx
 
@@ -334,8 +335,9 @@ def test_flags_that_do_not_belong_are_refused(changes, says):
 
 
 @pytest.mark.slow
-def test_a_trained_models_bundle_runs_in_a_fresh_environment(user_env, tmp_path):
+def test_a_trained_models_bundle_runs_in_a_fresh_environment(user_env, tmp_path, monkeypatch):
     """A venv with jax, numpy and flatbuffers; batch 1 and 3, two sizes, three platforms."""
+    monkeypatch.setitem(resnet.DEPTHS, "resnet18", (2, 2, 2, 2))  # as in the process that trains it
     workdir, path, root = tmp_path / "demo", tmp_path / "bundle", Path(__file__).parents[2]
     command = [sys.executable, "-m", "hfgd_jax.main", f"--workdir={workdir}"]
     more = ["--config=configs/demo.py", "--config.train.steps=100", f"--config.data.data_dir={tmp_path}"]
