@@ -173,6 +173,15 @@ def options(name: str, module: ModuleType) -> list:
     return [f for f in found if f.name != "mode" and mode in module.OF_MODES.get(f.name, (mode,))]
 
 
+def forget_options() -> None:
+    """Removes the flags that subcommands have defined in this process, so that another can define its own."""
+    from absl import flags
+
+    for owner, owned in flags.FLAGS.flags_by_module_dict().items():
+        for flag in list(owned) if owner.startswith("hfgd_jax.") else ():
+            delattr(flags.FLAGS, flag.name)
+
+
 def _refuse(word: str) -> int:
     near = difflib.get_close_matches(word, [*COMMANDS, "completion"], n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -190,17 +199,13 @@ def _print_completion(words: Sequence[str]) -> int:
 
 def completion(shell: str) -> str:
     """A script for a shell that completes subcommands, their options, and file names."""
-    from absl import flags
-
     cases = []
     for name, command in COMMANDS.items():
         module = importlib.import_module(command.module)
         module.define_flags()
         own = options(name, module)
         cases.append(f'    "{name}") words="{" ".join(f"--{flag.name}" for flag in own)}" ;;')
-        for owner, owned in flags.FLAGS.flags_by_module_dict().items():
-            for flag in list(owned) if owner.startswith("hfgd_jax.") else ():
-                delattr(flags.FLAGS, flag.name)
+        forget_options()
     firsts = " ".join(dict.fromkeys(name.split()[0] for name in [*COMMANDS, "completion"]))
     seconds = " ".join(name.split()[1] for name in COMMANDS if " " in name)
     lines = [

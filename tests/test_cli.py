@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from absl import flags
 
 from hfgd_jax import __version__, cli, configs
 from hfgd_jax.errors import UserError
@@ -20,26 +19,19 @@ class Done(NamedTuple):
     stderr: str
 
 
-def remove_flags():
-    """What subcommands have defined in this process."""
-    for owner, owned in flags.FLAGS.flags_by_module_dict().items():
-        for flag in list(owned) if owner.startswith("hfgd_jax.") else ():
-            delattr(flags.FLAGS, flag.name)
-
-
 @pytest.fixture
 def hfgd(monkeypatch, capsys):
     """Runs the command in this process: for what ends before a subcommand's module runs."""
 
     def call(*words):
-        remove_flags()
+        cli.forget_options()
         monkeypatch.setattr(sys, "argv", ["hfgd", *words])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         return Done(ended.value.code, *capsys.readouterr())
 
     yield call
-    remove_flags()
+    cli.forget_options()
 
 
 def test_every_tool_has_a_subcommand():

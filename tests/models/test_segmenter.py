@@ -183,10 +183,8 @@ def test_a_residual_student_adds_to_the_teachers_feature(model_tools, light_back
         for residual in (False, True)
     ]
     variables = models[0][1]
-    plain, residual = (
-        jax.jit(lambda v, m=model: m.apply(v, images, train=False).logits)(variables) for model, _ in models
-    )
-    guide = jax.jit(lambda v: models[0][0].apply(v, images, train=False, branch="guide").logits)(variables)
+    plain, residual = (model.apply(variables, images, train=False).logits for model, _ in models)
+    guide = models[0][0].apply(variables, images, train=False, branch="guide").logits
     guide = guide - variables["params"]["class_tokens"]["bias"]
     resized = geo.resize(guide, plain.shape[1:3], geometry="align_corners")
-    np.testing.assert_allclose(residual, plain + resized, rtol=1e-4, atol=1e-4 * float(jnp.abs(plain).max()))
+    np.testing.assert_allclose(residual, plain + resized, rtol=1e-4, atol=1e-4)

@@ -72,7 +72,8 @@ def test_every_mesh_takes_the_step_of_one_device(step_of_one, mesh, tmp_path):
     """Batch norm, CAR centres and the divisor of the loss are global: the mesh changes nothing.
 
     In float64, where sums in another order (as the mesh makes them, or another order of the rows) do not
-    flip a ReLU here and there, which in float32 changes the gradient by a percent.
+    flip a ReLU here and there, which in float32 changes the gradient by a percent. Of data=8 alone:
+    `processes/test_processes.py`.
     """
     assert len(jax.devices()) == 8, "conftest sets --xla_force_host_platform_device_count=8"
     batch, fields, start, one, m1 = step_of_one
@@ -140,7 +141,7 @@ def test_accumulation_divides_by_all_pixels_where_they_are_the_divisor(tmp_path)
 
 
 @pytest.mark.parametrize("method", ["sa_car", "hfgd_os2"])
-def test_every_method_learns_a_batch_and_survives_an_ignored_one(method, tmp_path):
+def test_a_model_learns_a_batch_and_survives_an_ignored_one(method, tmp_path):
     config = tiny_config(tmp_path)
     configuration.set_method(config, method)
     config.optim.learning_rate = 2e-2
