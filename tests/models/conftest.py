@@ -1,9 +1,7 @@
 """Tiny models with random variables, without compiling an initialisation."""
 
 from types import SimpleNamespace
-from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +10,7 @@ from jax.extend.core import Literal
 from tiny_runs import randomize
 
 from hfgd_jax import config as configs
-from hfgd_jax.models import BACKBONES, build_model
-from hfgd_jax.models.layers import Conv
+from hfgd_jax.models import build_model
 
 
 @pytest.fixture(scope="session")
@@ -34,30 +31,6 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
-
-
-class LightBackbone(nn.Module):
-    """Five convolutions in place of a backbone, where the rest of the model is what is tested."""
-
-    output_stride: int = 32
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x, train):
-        x, pyramid = Conv(8, 3, 2, dtype=self.dtype, name="stem")(x), {}
-        for level in (4, 8, 16, 32):
-            stride = 2 if level <= self.output_stride else 1
-            conv = Conv(8, 3, stride, use_bias=True, dtype=self.dtype, name=f"stage_{level}")
-            x = pyramid[level] = nn.relu(conv(x))
-        return pyramid
-
-
-@pytest.fixture
-def light_backbone(monkeypatch):
-    """The tiny configurations' backbones are a LightBackbone."""
-    build = lambda output_stride, dtype, **others: LightBackbone(output_stride, dtype)  # noqa: E731
-    for name in ("resnet18", "convnext_a", "swin_t"):
-        monkeypatch.setitem(BACKBONES, name, BACKBONES["resnet18"]._replace(build=build))
 
 
 def tiny_config(method=None, **changes):

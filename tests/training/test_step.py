@@ -96,7 +96,7 @@ def test_a_step_on_less_data_differs(step_of_one, tmp_path):
     assert update_error(start.params, one.params, less.params) > 2e-2
 
 
-def test_accumulation_equals_the_whole_batch(tmp_path):
+def test_accumulation_equals_the_whole_batch(tmp_path, light_backbone):
     """Two equal micro-batches: the same gradients, statistics and metrics as either alone."""
     half = random_batch(2, SMALL)
     twice = {key: np.repeat(value, 2, axis=0) for key, value in half.items()}
@@ -113,7 +113,7 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
     assert update_error(start.params, one.params, two.params) < 1e-5
 
 
-def test_accumulation_divides_by_the_valid_pixels_of_the_whole_batch(tmp_path):
+def test_accumulation_divides_by_the_valid_pixels_of_the_whole_batch(tmp_path, light_backbone):
     """A micro-batch with few valid pixels must not weigh as much as a full one."""
     batch = random_batch(2, SMALL)
     batch["label"][1] = 255
@@ -128,7 +128,7 @@ def test_accumulation_divides_by_the_valid_pixels_of_the_whole_batch(tmp_path):
     assert abs(metrics["student"] - first["student"]) < 0.02 * first["student"] + 20 / valid
 
 
-def test_accumulation_divides_by_all_pixels_where_they_are_the_divisor(tmp_path):
+def test_accumulation_divides_by_all_pixels_where_they_are_the_divisor(tmp_path, light_backbone):
     batch = random_batch(2, SMALL)
     batch["label"][1] = 255
     fields = {"loss.car": 0.0, "train.accumulate": 2}
@@ -161,7 +161,7 @@ def test_a_model_learns_a_batch_and_survives_an_ignored_one(method, tmp_path):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
-def test_bfloat16_keeps_float32_state(tmp_path):
+def test_bfloat16_keeps_float32_state(tmp_path, light_backbone):
     state, metrics = step_once(tiny_config(tmp_path, **{"train.dtype": "bfloat16"}), random_batch(2))
     leaves = jax.tree.leaves((state.params, state.batch_stats))
     assert {x.dtype for x in leaves} == {np.dtype("float32")}
