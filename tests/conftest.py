@@ -1,5 +1,6 @@
 """What all tests share: eight CPU devices, parsed flags, and tiny data sets in the real layouts."""
 
+import contextlib
 import gc
 import os
 import socket
@@ -96,12 +97,28 @@ class LightBackbone(nn.Module):
         return pyramid
 
 
-@pytest.fixture
-def light_backbone(monkeypatch):
+@contextlib.contextmanager
+def light_backbones():
     """The tiny configurations' backbones are a LightBackbone."""
     build = lambda output_stride, dtype, **others: LightBackbone(output_stride, dtype)  # noqa: E731
-    for name in ("resnet18", "convnext_a", "swin_t"):
-        monkeypatch.setitem(BACKBONES, name, BACKBONES["resnet18"]._replace(build=build))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("resnet18", "convnext_a", "swin_t"):
+            patch.setitem(BACKBONES, name, BACKBONES["resnet18"]._replace(build=build))
+        yield
+
+
+@pytest.fixture
+def light_backbone():
+    """For one test."""
+    with light_backbones():
+        yield
+
+
+@pytest.fixture(scope="module")
+def light_backbone_everywhere():
+    """For all of a file."""
+    with light_backbones():
+        yield
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import hfgd_jax
 from hfgd_jax import api
 from hfgd_jax.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("shallow")
+pytestmark = pytest.mark.usefixtures("light_backbone_everywhere")
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (45, 70)
 

@@ -30,7 +30,7 @@ from hfgd_jax.runs.workdir import failing_in_one_line, read_config
 from hfgd_jax.runtime import stall
 from hfgd_jax.training import loop
 
-pytestmark = pytest.mark.usefixtures("shallow")
+pytestmark = pytest.mark.usefixtures("light_backbone_everywhere")
 
 
 def small_config(data_dir, **fields):

@@ -6,6 +6,37 @@ from flax.traverse_util import unflatten_dict
 from hfgd_jax import config as configuration
 from hfgd_jax.export.program import Program
 
+# Runs a bundle's loader where nothing but jax, numpy and what they need can be imported.
+ALONE = """
+import importlib.metadata, importlib.util, sys
+
+class Wall:
+    needed = {"jax", "jaxlib", "numpy", "ml_dtypes", "flatbuffers", "opt_einsum", "scipy"}
+    others = {"hfgd_jax", *importlib.metadata.packages_distributions()} - needed
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name.split(".")[0] in self.others else None
+
+    def create_module(self, spec):
+        raise ModuleNotFoundError(f"not here: {spec.name}")
+
+    exec_module = create_module
+
+sys.meta_path.insert(0, Wall())
+sys.path.insert(0, sys.argv[1])
+import numpy as np, loader
+
+pictures = np.load(sys.argv[2])
+results = {}
+for dtype in ("float32", "bfloat16"):
+    model = loader.load(sys.argv[1], dtype)
+    for name in pictures.files:
+        results[f"{dtype} {name} masks"] = model(pictures[name])
+        results[f"{dtype} {name} logits"] = model(pictures[name], logits=True)
+np.savez(sys.argv[3], **results)
+print(len(model.classes), model.palette.shape)
+"""
+
 
 def tiny(backbone="resnet18", **model):
     """A tiny HFGD config with fields of `model` changed (double underscores for dots)."""

@@ -16,7 +16,7 @@ from hfgd_jax.evaluation import evaluator
 from hfgd_jax.tools import check_dataset
 from hfgd_jax.training import loop as training
 
-pytestmark = pytest.mark.usefixtures("shallow")
+pytestmark = pytest.mark.usefixtures("light_backbone_everywhere")
 SIZES = [(37, 53), (48, 64), (40, 40)]
 
 

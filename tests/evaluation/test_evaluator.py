@@ -22,7 +22,7 @@ from hfgd_jax.runs import system
 from hfgd_jax.runs.checkpoints import Checkpoints, meta
 from hfgd_jax.runtime import sharding
 
-pytestmark = pytest.mark.usefixtures("shallow")
+pytestmark = pytest.mark.usefixtures("light_backbone_everywhere")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from absl import flags
 from jax import export as jax_export
-from tiny_exports import pictures, random_variables, tiny
+from tiny_exports import ALONE, pictures, random_variables, tiny
 
 from hfgd_jax import config as configuration
 from hfgd_jax import main
@@ -22,43 +22,11 @@ from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
 from hfgd_jax.export import bundle, exporter, loader, program
 from hfgd_jax.export.program import Program, flatten
-from hfgd_jax.models.backbones import resnet
 from hfgd_jax.runs.checkpoints import Checkpoints, meta
 from hfgd_jax.tools import export_onnx
 
-pytestmark = pytest.mark.usefixtures("shallow")
+pytestmark = pytest.mark.usefixtures("light_backbone_everywhere")
 IMAGE = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.uint8)
-
-# Runs a bundle's loader where nothing but jax, numpy and what they need can be imported.
-ALONE = """
-import importlib.metadata, importlib.util, sys
-
-class Wall:
-    needed = {"jax", "jaxlib", "numpy", "ml_dtypes", "flatbuffers", "opt_einsum", "scipy"}
-    others = {"hfgd_jax", *importlib.metadata.packages_distributions()} - needed
-
-    def find_spec(self, name, path=None, target=None):
-        return importlib.util.spec_from_loader(name, self) if name.split(".")[0] in self.others else None
-
-    def create_module(self, spec):
-        raise ModuleNotFoundError(f"not here: {spec.name}")
-
-    exec_module = create_module
-
-sys.meta_path.insert(0, Wall())
-sys.path.insert(0, sys.argv[1])
-import numpy as np, loader
-
-pictures = np.load(sys.argv[2])
-results = {}
-for dtype in ("float32", "bfloat16"):
-    model = loader.load(sys.argv[1], dtype)
-    for name in pictures.files:
-        results[f"{dtype} {name} masks"] = model(pictures[name])
-        results[f"{dtype} {name} logits"] = model(pictures[name], logits=True)
-np.savez(sys.argv[3], **results)
-print(len(model.classes), model.palette.shape)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +116,7 @@ def test_the_manifest_tells_what_was_written(run, exported):
     assert manifest["parity"]["float32"]["max_difference"] <= exporter.BOUND
     assert manifest["parity"]["batches"] == [1, 3] and len(manifest["parity"]["sizes"]) == 2
     size = {d: (path / d / "weights.safetensors").stat().st_size for d in exporter.DTYPES}
-    assert size["bfloat16"] < 0.51 * size["float32"]
+    assert size["bfloat16"] < 0.55 * size["float32"]
     for dtype in exporter.DTYPES:
         assert any(line.startswith(f"{dtype}: weights {size[dtype] / 1e6:.1f} MB") for line in lines)
         assert any(line.startswith(f"{dtype}: max |difference|") for line in lines)
@@ -332,39 +300,3 @@ def test_flags_that_do_not_belong_are_refused(changes, says):
     assert main.check_mode(DEFAULTS)
     with pytest.raises(flags.ValidationError, match=says):
         main.check_mode(DEFAULTS | changes)
-
-
-@pytest.mark.slow
-def test_a_trained_models_bundle_runs_in_a_fresh_environment(user_env, tmp_path, monkeypatch):
-    """A venv with jax, numpy and flatbuffers; batch 1 and 3, two sizes, three platforms."""
-    monkeypatch.setitem(resnet.DEPTHS, "resnet18", (2, 2, 2, 2))  # as in the process that trains it
-    workdir, path, root = tmp_path / "demo", tmp_path / "bundle", Path(__file__).parents[2]
-    command = [sys.executable, "-m", "hfgd_jax.main", f"--workdir={workdir}"]
-    more = ["--config=configs/demo.py", "--config.train.steps=100", f"--config.data.data_dir={tmp_path}"]
-    subprocess.run([*command, *more], check=True, cwd=root, env=user_env)
-    subprocess.run([*command, "--mode=export", f"--output={path}"], check=True, cwd=root, env=user_env)
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv/bin/python"
-    install = ["-m", "pip", "install", "-q", "-c", root / "constraints.txt", "jax", "numpy", "flatbuffers"]
-    subprocess.run([python, *install], check=True)
-    given = {
-        f"{batch}x{side}": pictures(batch, *side, seed=batch)
-        for batch in (1, 3)
-        for side in ((129, 161), (100, 150))
-    }
-    np.savez(tmp_path / "pictures.npz", **given)
-    arguments = [path, tmp_path / "pictures.npz", tmp_path / "found.npz"]
-    subprocess.run([python, "-c", ALONE, *arguments], check=True, cwd=tmp_path, env=user_env)
-    manifest, found = loader.verify(path), np.load(tmp_path / "found.npz")
-    assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
-    config = configuration.from_json((path / "config.json").read_text())
-    _, variables, _, _ = exporter.load(config, str(workdir), "latest")
-    reference = exporter.evaluated(config, jax.device_get(variables))
-    for name, images in given.items():
-        wanted = reference(images)
-        gap = np.abs(found[f"float32 {name} logits"] - wanted).max() / np.abs(wanted).max()
-        share = np.mean(found[f"bfloat16 {name} masks"] != wanted.argmax(-1))
-        print(
-            f"{name}: max |difference| {gap:.1e} of the largest logit; bfloat16 masks differ at {share:.2%}"
-        )
-        assert gap <= 1e-4

@@ -75,7 +75,7 @@ def test_the_report():
     ]
 
 
-def test_the_tokens_of_a_run(tmp_path):
+def test_the_tokens_of_a_run(tmp_path, light_backbone):
     config = tiny_config(tmp_path, "sfpn")
     whole, rng = system.build(config), np.random.default_rng(0)
     shapes = jax.eval_shape(system.make_init(whole), jax.random.PRNGKey(0)).model
