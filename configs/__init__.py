@@ -61,7 +61,7 @@ def load(name: str, *choices: str, **arguments: Any) -> "ConfigDict":
 
     Args:
         name: one of `names()`, or the path of a config file of your own.
-        choices: arguments that have no name: a row of `paper`, or `tiny`.
+        choices: arguments that have no name: a row of `paper`, `tiny` or `without_data`.
         arguments: the file's others, which its first lines name; True stands for the name alone.
 
     Returns:

@@ -3,7 +3,8 @@
     python -m hfgd_jax.main --config configs/ade20k.py:method=hfgd --workdir runs/ade20k
 
 Arguments: backbone (of config.BACKBONES), method (of config.METHODS), weights (a file for the backbone),
-tiny. Crops of 641x641 (640x640 where features are cells); 40K steps (reading: the paper does not say).
+tiny, without_data. Crops of 641x641 (640x640 where features are cells); 40K steps (reading: the paper does
+not say).
 """
 
 from ml_collections import ConfigDict

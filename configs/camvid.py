@@ -3,7 +3,7 @@
     python -m hfgd_jax.main --config configs/camvid.py:backbone=resnet18,method=hfgd --workdir runs/camvid
 
 Arguments: backbone (of config.BACKBONES), method (of config.METHODS), weights (a file for the backbone), full
-(whole resolution, the paper's widths), tiny.
+(whole resolution, the paper's widths), tiny, without_data.
 """
 
 from ml_collections import ConfigDict

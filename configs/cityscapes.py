@@ -3,8 +3,8 @@
     python -m hfgd_jax.main --config configs/cityscapes.py:method=hfgd --workdir runs/cityscapes
 
 Arguments: backbone (of config.BACKBONES), method (of config.METHODS), weights (a file for the backbone),
-tiny. Crops of 513x1025 (512x1024 where features are cells); 60K steps, 80K at output stride 2. The paper's
-ablations take 30K (--config.train.steps=30000).
+tiny, without_data. Crops of 513x1025 (512x1024 where features are cells); 60K steps, 80K at output stride 2.
+The paper's ablations take 30K (--config.train.steps=30000).
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
     python -m hfgd_jax.main --config configs/coco_stuff.py:size=10k,method=hfgd --workdir runs/coco_stuff
 
 Arguments: size (164k or 10k), backbone (of config.BACKBONES), method (of config.METHODS), weights (a file for
-the backbone), tiny. Crops of 513x513 (512x512 where features are cells); 40K steps.
+the backbone), tiny, without_data. Crops of 513x513 (512x512 where features are cells); 40K steps.
 """
 
 from ml_collections import ConfigDict

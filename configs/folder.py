@@ -4,7 +4,7 @@
 
 Arguments: classes (how many the folder has), images (the size of most of them, WIDTHxHEIGHT; `check_dataset`
 prints both), small, backbone (of config.BACKBONES; resnet50, or resnet18 if small), method (of
-config.METHODS), weights (a file for the backbone), tiny.
+config.METHODS), weights (a file for the backbone), tiny, without_data.
 
 Images longer than 1024 pixels are scaled down to that; crops are as large as an image, at most 513x513
 (512x512 where features are cells), 8 a step, 4K steps: for a few hundred to a few thousand images, from

@@ -5,7 +5,7 @@
         --workdir runs/msrc --config.data.data_dir=data/msrc
 
 Arguments: backbone (of config.BACKBONES), method (of config.METHODS), weights (a file or a name for the
-backbone, docs/weights.md), tiny. docs/msrc.md has the results.
+backbone, docs/weights.md), tiny, without_data. docs/msrc.md has the results.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ the tables there are the figures of the text: `section5.1/probe`, `section5.1/pr
 `section5.2/no_stop_gradients`.
 
 Arguments: the row; weights (a file for the backbone; rows from scratch take none); setting (plain | advanced
-| stronger, in place of the row's); tiny.
+| stronger, in place of the row's); tiny; without_data.
 
 Readings, where the paper leaves a choice:
 - Ablations are plain, comparisons with other methods advanced (Sec. 4), so the Swin-Large ablations of Tables
@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from hfgd_jax import config as configuration
+from hfgd_jax.config import recipe
 from hfgd_jax.errors import UserError
 
 
@@ -253,7 +254,8 @@ def get_config(arguments: str = "") -> ConfigDict:
     Raises:
         UserError: an unknown row or argument, or weights for a row that trains from scratch.
     """
-    args = configuration.parse_arguments(arguments, row="table9/hfgd_os4", weights="", setting="", tiny=False)
+    own = {"row": "table9/hfgd_os4", "weights": "", "setting": "", "tiny": False, "without_data": False}
+    args = configuration.parse_arguments(arguments, **own)
     row = find(args.row)
     if args.weights and not row.pretrained:
         raise UserError(f"configs/paper.py:{args.row},weights={args.weights}: this row trains from scratch")
@@ -275,9 +277,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.data.eval_split = data.eval_split
     config.train.steps = row.steps or USUAL_STEPS[row.backbone]
     config.train.batch_size = row.batch_size
-    if args.tiny:
-        configuration.set_tiny(config)
-    return config
+    return recipe.finish(config, args)
 
 
 def find(name: str) -> Row:

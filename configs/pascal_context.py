@@ -3,7 +3,8 @@
     python -m hfgd_jax.main --config configs/pascal_context.py:method=hfgd --workdir runs/context
 
 Arguments: backbone (of config.BACKBONES), method (of config.METHODS), weights (a file for the backbone),
-tiny. Crops of 513x513 (512x512 where features are cells); 30K steps with a ResNet, 40K with others.
+tiny, without_data. Crops of 513x513 (512x512 where features are cells); 30K steps with a ResNet, 40K with
+others.
 """
 
 from ml_collections import ConfigDict

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from hfgd_jax import __version__
 from hfgd_jax.errors import UserError
+from hfgd_jax.runtime import interrupts
 
 
 class Command(NamedTuple):
@@ -72,6 +73,7 @@ def main() -> None:
     name, rest = find(words)
     if name is None:
         sys.exit(_refuse(" ".join(words[:1])))
+    interrupts.end_at_once()
     run(name, rest)
 
 

@@ -14,10 +14,16 @@
 import sys
 from typing import Any, Literal
 
+from hfgd_jax.runtime import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from hfgd_jax.errors import UserError
 from hfgd_jax.evaluation import evaluator
 from hfgd_jax.export import exporter
 from hfgd_jax.inference import predict, tiles, views
@@ -77,33 +83,29 @@ def define_flags() -> None:
         _DEFAULTS["fold_batch_norm"],
         "export: fold batch norms into the convolutions before.",
     )
-    flags.register_multi_flags_validator(["mode", *OF_MODES], check_mode)
     processes.define_flags()
 
 
-def check_mode(values: dict[str, Any]) -> bool:
-    """Whether flags, by name, go with `mode`; True.
+def check_mode(values: dict[str, Any]) -> None:
+    """Makes sure that the flags, by name, go with `mode`.
 
     Raises:
-        flags.ValidationError: a flag of another mode, one that is missing, or a value that the mode lacks.
+        UserError: a flag of another mode, one that is missing, or a value that the mode lacks.
     """
     mode = values["mode"]
     for name, modes in OF_MODES.items():
         value = values[name]
         if mode not in modes and value != _DEFAULTS.get(name):
             shown = f"={value}" if isinstance(value, str) else ""
-            raise flags.ValidationError(f"--{name}{shown}: only with --mode={' or '.join(modes)}")
+            raise UserError(f"--{name}{shown}: only with --mode={' or '.join(modes)}")
         if mode in modes and name in _NEEDED and not value:
-            raise flags.ValidationError(f"--{name}: needed with --mode={mode}")
+            raise UserError(f"--{name}: needed with --mode={mode}")
     several = values["checkpoint"] == "watch" or "," in (values["checkpoint"] or "")
     if mode != "eval" and several:
-        raise flags.ValidationError(f"--checkpoint={values['checkpoint']}: only with --mode=eval; name one")
+        raise UserError(f"--checkpoint={values['checkpoint']}: only with --mode=eval; name one")
     dtypes = values["dtypes"]
     if not dtypes or len(set(dtypes)) != len(dtypes) or set(dtypes) - set(exporter.DTYPES):
-        raise flags.ValidationError(
-            f"--dtypes={','.join(dtypes)}: want {' or '.join(exporter.DTYPES)}, or both"
-        )
-    return True
+        raise UserError(f"--dtypes={','.join(dtypes)}: want {' or '.join(exporter.DTYPES)}, or both")
 
 
 def with_saved_config(argv: list[str]) -> list[str]:
@@ -122,6 +124,7 @@ def with_saved_config(argv: list[str]) -> list[str]:
 def main(_: list[str]) -> int:
     """Does what `--mode` says; returns the exit code."""
     values = flags.FLAGS
+    check_mode({name: values[name].value for name in ("mode", *OF_MODES)})
     processes.start()
     config, workdir = values.config, values.workdir
     checkpoint = values.checkpoint or "latest"

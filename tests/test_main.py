@@ -172,18 +172,18 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(call, user_env, shapes_dir, tm
 @pytest.mark.parametrize(
     "config",
     [  # tiny, they differ in nothing from what `run` trains but by their names
-        slow(f"{name}.py:tiny")
+        slow(f"{name}.py:without_data")
         for name in ("ade20k", "camvid", "cityscapes", "coco_stuff", "folder", "pascal_context")
     ]
     + [  # what their losses train is seen in tests/models/test_paper_rows.py
-        slow(f"paper.py:{row},tiny")
+        slow(f"paper.py:{row},without_data")
         for row in (
             *("table6/swin_l_u_sfpn", "table9/sa_car_d8", "table9/hfgd_os2"),
             "table10/hfgd_os4_stronger",
         )
     ],
 )
-def test_every_config_trains_tiny(call, config, shapes_dir, tmp_path):
+def test_every_config_trains_without_its_data(call, config, shapes_dir, tmp_path):
     arguments = [f"--config=configs/{config}", f"--workdir={tmp_path}", "--config.train.steps=2"]
     result = call(*arguments, f"--config.data.data_dir={shapes_dir}")
     assert result.returncode == 0, result.stderr

@@ -6,23 +6,26 @@ Not here: the config files themselves (`configs/`), and what a config is built i
 from hfgd_jax.config.checks import validate
 from hfgd_jax.config.fields import (
     METHODS,
+    check_field,
     default,
     differences,
     from_json,
-    parse_arguments,
     set_backbone,
     set_method,
     set_plain,
     set_tiny,
+    set_without_data,
     to_json,
 )
 from hfgd_jax.config.names import BACKBONES, CONTEXTS, UPSAMPLERS
+from hfgd_jax.config.recipe import parse_arguments
 
 __all__ = [
     "BACKBONES",
     "CONTEXTS",
     "METHODS",
     "UPSAMPLERS",
+    "check_field",
     "default",
     "differences",
     "from_json",
@@ -31,6 +34,7 @@ __all__ = [
     "set_method",
     "set_plain",
     "set_tiny",
+    "set_without_data",
     "to_json",
     "validate",
 ]

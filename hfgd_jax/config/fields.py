@@ -5,7 +5,7 @@ returns the `ConfigDict`; command-line overrides (`--config.train.steps=200`) co
 called on the result, once, by every command.
 """
 
-import ast
+import difflib
 import json
 from typing import Any
 
@@ -263,7 +263,11 @@ def set_plain(config: ConfigDict) -> None:
 
 
 def set_tiny(config: ConfigDict) -> None:
-    """The same structure at a size that trains a step in seconds on a CPU, on the embedded data set."""
+    """The same structure and data at a size that trains a step in seconds on a CPU.
+
+    Raises:
+        UserError: the weights are of a backbone that is larger than the smallest of its family.
+    """
     config.model.update({"channels": 16, "context_channels": 32, "wide_channels": 64, "query_channels": 16})
     family = config.model.backbone.name
     small = {
@@ -272,53 +276,28 @@ def set_tiny(config: ConfigDict) -> None:
         RESNETS: "resnet18",
         EFFICIENTNETS: "efficientnet_lite0",
     }
-    set_backbone(config, next(name for names, name in small.items() if family in names))
-    config.model.backbone.weights = ""
+    name = next(name for names, name in small.items() if family in names)
+    if config.model.backbone.weights and name != family:
+        raise UserError(
+            f"config.model.backbone.weights={config.model.backbone.weights}: tiny has the backbone {name}, "
+            f"not {family}; leave them out, or give backbone={name} with weights of it"
+        )
+    set_backbone(config, name)
     config.model.batch_norm_decay = 0.9
-    config.data.update({"dataset": "shapes", "num_classes": default().data.num_classes, "crop": (65, 65)})
-    config.data.update({"input_scale": 1.0, "train_split": "train", "eval_split": "val"})
-    config.loss.class_weights = ()  # they were another data set's
+    config.data.crop = (65, 65)
     config.train.update({"steps": 4, "batch_size": 2, "log_every": 1, "dtype": "float32"})
     config.optim.warmup_steps = 0
     config.eval.update({"every": 0, "batch_size": 4, "overlays": 0})
     config.checkpoint.every = 2
 
 
-def parse_arguments(text: str | None, **defaults: Any) -> ConfigDict:
-    """Reads the text after the colon of `--config FILE:TEXT`.
-
-    Args:
-        text: `key=value` pairs and bare flags joined by commas; a bare word sets that flag to True, or,
-            where `defaults` has a key `row`, is the row.
-        **defaults: every argument that the config understands, with its default.
-
-    Raises:
-        UserError: an argument that is not in `defaults`, or a value of another type.
-    """
-    out = ConfigDict(defaults)
-    for item in filter(None, (text or "").split(",")):
-        key, has_value, value = item.partition("=")
-        if not has_value and key not in defaults and "row" in defaults:
-            key, value = "row", key
-        elif not has_value:
-            value = "True"
-        if key not in defaults:
-            raise UserError(f"config argument {item!r}: unknown; one of {', '.join(defaults)}")
-        if not isinstance(defaults[key], str):
-            try:
-                value = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                raise UserError(
-                    f"config argument {item!r}: want a {type(defaults[key]).__name__}, "
-                    f"such as {defaults[key]!r}"
-                ) from None
-        try:
-            out[key] = value
-        except TypeError:
-            raise UserError(
-                f"config argument {item!r}: want a {type(defaults[key]).__name__}, such as {defaults[key]!r}"
-            ) from None
-    return out
+def set_without_data(config: ConfigDict) -> None:
+    """The config's structure, tiny, on the embedded data set: runs where the config's own data is not."""
+    set_tiny(config)
+    data = default().data
+    config.data.update({key: data[key] for key in ("dataset", "num_classes", "train_split", "eval_split")})
+    config.data.input_scale = 1.0
+    config.loss.class_weights = ()  # they were another data set's
 
 
 def to_json(config: ConfigDict) -> str:
@@ -349,6 +328,26 @@ def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
     """Dotted fields whose values differ, each as `field: value of one -> value of other`."""
     a, b = _flatten(json.loads(to_json(one))), _flatten(json.loads(to_json(other)))
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
+
+
+def check_field(name: str) -> None:
+    """Raises UserError, with the nearest right one, where no field has this dotted name."""
+    names = list(_flatten(default().to_dict()))
+    if name in names:
+        return
+    inside = [other.removeprefix(f"{name}.") for other in names if other.startswith(f"{name}.")]
+    if inside:
+        raise UserError(f"--config.{name}: is a group of fields; name one of {', '.join(inside)}")
+    near = [other for other in names if _initials(other) == name]  # optim.lr
+    near += difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean config.{near[0]}? " if near else ""
+    raise UserError(f"--config.{name}: no such field; {hint}hfgd_jax/config/fields.py lists all")
+
+
+def _initials(name: str) -> str:
+    """`optim.learning_rate` as `optim.lr`."""
+    group, dot, field = name.rpartition(".")
+    return group + dot + "".join(word[:1] for word in field.split("_"))
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

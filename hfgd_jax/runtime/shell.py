@@ -1,14 +1,23 @@
 """What every command shares: parsed flags, exit codes, and one line for an error of the user."""
 
+import difflib
+import itertools
+import os
+import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 
+from hfgd_jax import config as configuration
 from hfgd_jax.errors import UserError, printable
+from hfgd_jax.runtime import interrupts
 
 USER_ERROR = 2
-INTERRUPTED = 130
+_GRACE = 5.0  # seconds in which a command ends in order after an error
 
 # What a wrong flag or config override raises: absl's own errors, and those of ml_collections and of a
 # config file that cannot be found or read.
@@ -30,7 +39,8 @@ def run(
     """Parses the flags, calls `main(argv)` and exits with what it returns (None: 0).
 
     A `UserError`, an unknown flag or a bad value becomes one line on stderr and exit code 2; Ctrl-C exits
-    with 130, without a traceback. Anything else is a bug and keeps its traceback. `--help` exits with 0.
+    with 130 and SIGTERM with 143, without a traceback. Anything else is a bug and keeps its traceback.
+    `--help` exits with 0. After an error the process ends within seconds, whatever its threads do.
 
     Args:
         main: the command.
@@ -38,25 +48,35 @@ def run(
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
+        signals: list[int] = []
         if not flags.FLAGS["verbosity"].present:  # the libraries' own log lines; --verbosity=0 shows them
             logging.set_verbosity(logging.FATAL)
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-            return main(argv)
+            with interrupts.ending(signals):
+                return main(argv)
         except UserError as error:
             code = fail(error)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            code = INTERRUPTED
+            code = 128 + (signals or [signal.SIGINT])[0]
         except Exception:
             on_failure(1)
+            _end_soon(1)
             raise
         on_failure(code)
+        _end_soon(code)
         return code
 
     sys.unraisablehook = _report_unraisable
     app.run(guarded, flags_parser=_parse)
+
+
+def _end_soon(code: int) -> None:
+    """Ends the process after `_GRACE` seconds: an orderly exit would wait for threads that may hang."""
+    timer = threading.Timer(_GRACE, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 def fail(error: BaseException) -> int:
@@ -75,14 +95,49 @@ def _report_unraisable(error: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(error)
 
 
+def check_words(words: Sequence[str]) -> None:
+    """Looks at the options of a command line before any of them takes effect.
+
+    Raises:
+        UserError: a flag, a field of the config, or a config file that there is not; with the nearest one.
+    """
+    for word, after in itertools.zip_longest(words, words[1:], fillvalue=""):
+        if word == "--":
+            return
+        if not re.match("--?[a-zA-Z]", word):  # a value; perhaps a negative number
+            continue
+        flag, equals, value = word.lstrip("-").partition("=")
+        name, _, field = flag.partition(".")
+        if field and name == "config" and name in flags.FLAGS:
+            configuration.check_field(field)
+        elif flag == "config" and flag in flags.FLAGS:
+            _check_config_file((value if equals else after).partition(":")[0])
+        elif flag not in flags.FLAGS and flag.removeprefix("no") not in flags.FLAGS:
+            near = difflib.get_close_matches(flag, list(flags.FLAGS), n=1, cutoff=0.5)
+            raise UserError(f"--{flag}: no such option{f'; did you mean --{near[0]}?' if near else ''}")
+
+
+def _check_config_file(path: str) -> None:
+    if Path(path).is_file():
+        return
+    folder = Path(path).parent
+    there = sorted(str(file) for file in folder.glob("*.py")) if folder.is_dir() else []
+    near = difflib.get_close_matches(path, there, n=1)
+    raise UserError(f"--config={path}: no such file{f'; did you mean {near[0]}?' if near else ''}")
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
+        check_words(argv[1:])
         rest = flags.FLAGS(argv)
         for name in flags.FLAGS:
             value = flags.FLAGS[name].value
             if type(value).__module__.startswith("ml_collections"):
                 _ = value.to_dict  # a config file that was not found raises only when it is used
         return rest
+    except flags.IllegalFlagValueError as error:
+        missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
+        sys.exit(fail(UserError(f"--{missing[1]}: needed") if missing else error))
     except _FLAG_ERRORS as error:
         sys.exit(fail(error))
     except SystemExit:  # absl's --help, which exits with 1

@@ -3,13 +3,13 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
-from hfgd_jax.runtime import collectives
+from hfgd_jax.runtime import collectives, interrupts
 
 _POLL = 0.1  # seconds between two looks at the signal while waiting
 
@@ -27,6 +27,8 @@ class Stop:
 
     def __init__(self) -> None:
         self._asked = 0
+        self._passed_on = False
+        self._doing = ""
 
     def __call__(self) -> bool:
         """Whether to stop; for all processes to call."""
@@ -42,29 +44,34 @@ class Stop:
         while time.monotonic() < until and self.signal_name is None:
             time.sleep(_POLL)
 
+    @contextlib.contextmanager
+    def after(self, doing: str) -> Iterator[None]:
+        """A block that is not left halfway and may take long; a signal's answer names it."""
+        before, self._doing = self._doing, doing
+        try:
+            yield
+        finally:
+            self._doing = before
+
     def _set(self, number: int) -> None:
         self.signal_name, self.exit_code = signal.Signals(number).name, 128 + number
 
-    def _note(self, number: int, _frame: Any) -> None:
-        if self.signal_name is not None:
+    def _note(self, number: int) -> None:
+        if self.signal_name is not None or self._passed_on:
             os._exit(128 + number)
-        self._set(number)
-
-    def _pass_on(self, number: int, _frame: Any) -> None:
-        """Ctrl-C to one of several processes: the preemption service stops all; a second one ends it."""
-        signal.signal(number, lambda *_: os._exit(128 + number))
-        os.kill(os.getpid(), signal.SIGTERM)
+        name, after = signal.Signals(number).name, f" after {self._doing}" if self._doing else ""
+        print(f"{name}: stopping{after}; a second one ends at once", file=sys.stderr, flush=True)
+        if jax.process_count() > 1:  # Ctrl-C to one of several processes: the preemption service stops all
+            self._passed_on = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self._set(number)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["Stop"]:
-        """Installs the handlers for the time of the block."""
-        if jax.process_count() > 1:  # SIGTERM stays the preemption service's
-            handlers = {signal.SIGINT: self._pass_on}
-        else:
-            handlers = {signal.SIGINT: self._note, signal.SIGTERM: self._note}
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
+        """Listens to signals for the time of the block."""
+        ours = interrupts.SIGNALS
+        if jax.process_count() > 1:
+            ours = (signal.SIGINT,)  # SIGTERM stays the preemption service's
+        with interrupts.answered(self._note, {number: lambda *_: None for number in ours}):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

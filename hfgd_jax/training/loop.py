@@ -18,6 +18,7 @@ from hfgd_jax.evaluation.evaluator import Evaluator
 from hfgd_jax.inference import render
 from hfgd_jax.models import macs
 from hfgd_jax.runs import checkpoints
+from hfgd_jax.runs.lease import Lease
 from hfgd_jax.runs.log import RunLog, Stopwatch, duration
 from hfgd_jax.runs.system import balanced, build, initial_state, open_data
 from hfgd_jax.runs.workdir import check_workdir, failing_in_one_line
@@ -121,9 +122,10 @@ class Loop:
 
     def _compile(self, batch: dict[str, jax.Array]) -> Callable:
         start = time.perf_counter()
-        compiled = compile_step(self.system, self.state, batch)
-        needed = check_memory(compiled, self.config, self.system.mesh)
-        collectives.barrier("compiled")
+        with self.stop.after("the compilation"):
+            compiled = compile_step(self.system, self.state, batch)
+            needed = check_memory(compiled, self.config, self.system.mesh)
+            collectives.barrier("compiled")
         self.log.info(
             f"compiled the training step in {time.perf_counter() - start:.1f} s; "
             f"{needed / 2**30:.2f} GiB per device"
@@ -265,9 +267,11 @@ class Loop:
         if self.corrupt:
             self.log.info(f"{self.corrupt} times a corrupt record was skipped (config.data.skip_corrupt)")
         if self.stop():
+            saved = self.saved.latest_step() == self.step
+            kept = f"saved in {self.workdir / 'checkpoints'}" if saved else "there was nothing to save"
             self.log.info(
-                f"stopped by {self.stop.signal_name} at step {self.step}; saved in "
-                f"{self.workdir / 'checkpoints'}. The same command goes on from here"
+                f"stopped by {self.stop.signal_name} at step {self.step}; {kept}. The same command goes on "
+                "from here"
             )
         elif self.step >= self.config.train.steps:
             self.log.info(f"finished at step {self.step}: {self.workdir}")
@@ -280,8 +284,9 @@ def run(config: ConfigDict, workdir: str) -> int:
         The exit code: 0, or 128 + signal where stopped.
 
     Raises:
-        UserError: a config or data that cannot be used, another run in `workdir`, or a loss not finite.
+        UserError: a config or data that cannot be used, another run or another training in `workdir`, or a
+            loss that is not finite.
     """
-    with Stop().listening() as stop, failing_in_one_line(epath.Path(workdir)):
+    with Stop().listening() as stop, failing_in_one_line(epath.Path(workdir)), Lease(workdir):
         Loop(config, workdir, stop).run()
     return stop.exit_code

@@ -1,6 +1,7 @@
 """Every field has a default, a type and a check, and a bad one is named."""
 
 import json
+import re
 
 import pytest
 
@@ -122,6 +123,8 @@ def test_conflicting_loss_fields_are_refused():
     back = configuration.from_json(configuration.to_json(config))
     assert back.loss.class_weights == tuple(range(1, 10))
     configuration.set_tiny(config)
+    assert config.loss.class_weights == tuple(range(1, 10))
+    configuration.set_without_data(config)
     assert config.loss.class_weights == ()
 
 
@@ -133,6 +136,36 @@ def test_tiny_keeps_the_family_of_the_backbone(backbone):
     configuration.set_tiny(config)
     configuration.validate(config)
     assert config.model.backbone.name[:4] == backbone[:4] and config.model.geometry == geometry
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("optim.lr", "--config.optim.lr: no such field; did you mean config.optim.learning_rate"),
+        ("train.step", "did you mean config.train.steps"),
+        ("qqq", "--config.qqq: no such field; hfgd_jax"),
+        ("checkpoint", "is a group of fields; name one of every, keep"),
+    ],
+)
+def test_a_field_that_there_is_not_is_named_with_the_nearest(name, says):
+    configuration.check_field("optim.learning_rate")
+    with pytest.raises(UserError, match=re.escape(says)):
+        configuration.check_field(name)
+
+
+def test_tiny_keeps_weights_of_its_own_backbone_and_refuses_others():
+    for backbone in ("resnet18", "resnet50"):
+        config = configuration.default()
+        configuration.set_backbone(config, backbone)
+        config.model.backbone.weights = "x.safetensors"
+        if backbone == "resnet18":
+            configuration.set_tiny(config)
+            assert config.model.backbone.weights == "x.safetensors"
+            continue
+        with pytest.raises(
+            UserError, match=r"weights=x.safetensors: tiny has the backbone resnet18, not resnet50"
+        ):
+            configuration.set_tiny(config)
 
 
 @pytest.mark.parametrize("switch", ["tokens", "protect", "axial_attention", "probe"])

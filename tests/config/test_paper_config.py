@@ -53,9 +53,9 @@ RUNS = {
 
 
 @pytest.mark.parametrize("row", paper.ROWS)
-@pytest.mark.parametrize("tiny", ["", ",tiny"])
-def test_rows_are_valid_and_survive_json(row, tiny):
-    config = paper.get_config(row + tiny)
+@pytest.mark.parametrize("more", ["", ",tiny", ",without_data"])
+def test_rows_are_valid_and_survive_json(row, more):
+    config = paper.get_config(row + more)
     configuration.validate(config)
     saved = configuration.from_json(configuration.to_json(config))
     assert configuration.differences(config, saved) == []

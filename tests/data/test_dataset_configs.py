@@ -40,10 +40,20 @@ def test_crop_steps_and_classes_of_each_config(name, arguments, dataset, crop, s
 
 
 @pytest.mark.parametrize("name", ["pascal_context", "coco_stuff", "cityscapes", "ade20k", "folder"])
-def test_tiny_configs_use_the_embedded_data_set(name):
-    config = get_config(name, "tiny,size=10k" if name == "coco_stuff" else "tiny")
-    configuration.validate(config)
-    assert config.data.dataset == "shapes" and config.data.eval_split == "val" and config.train.steps == 4
+def test_tiny_keeps_the_data_and_without_data_takes_the_embedded_data_set(name):
+    whole, tiny, without = (get_config(name, text) for text in ("", "tiny", "without_data"))
+    for config in (tiny, without):
+        configuration.validate(config)
+        assert config.train.steps == 4 and tuple(config.data.crop) == (65, 65)
+    for field in ("dataset", "num_classes", "data_dir", "train_split", "eval_split", "input_scale"):
+        assert tiny.data[field] == whole.data[field]
+    assert without.data.dataset == "shapes" and without.data.eval_split == "val"
+
+
+@pytest.mark.parametrize("more", ["classes=3", "weights=pip:efficientnet_lite0", "images=480x360"])
+def test_without_data_is_refused_beside_what_belongs_to_the_data(more):
+    with pytest.raises(UserError, match=f"'without_data': .*leave out {more.split('=')[0]}"):
+        get_config("folder", f"{more},without_data")
 
 
 def test_an_unknown_size_of_coco_stuff_is_an_error():

@@ -43,6 +43,24 @@ def lines_until(process, wanted):
 
 
 @pytest.mark.slow
+def test_of_two_starts_in_one_run_directory_one_finishes_and_one_is_refused(shapes_dir, tmp_path, user_env):
+    for attempt in range(3):
+        workdir = tmp_path / str(attempt)
+        first = start(workdir, shapes_dir, user_env)
+        time.sleep(1)
+        began, second = time.monotonic(), start(workdir, shapes_dir, user_env)
+        outputs = {}
+        for process in (second, first):
+            outputs[process], _ = process.communicate(timeout=300)
+            took = time.monotonic() - began
+            if process.returncode == 2:
+                assert "another training writes there: process " in outputs[process] and took < 60
+        assert sorted((first.returncode, second.returncode)) == [0, 2], outputs
+        assert not (workdir / "lease.json").exists()
+        final_state(workdir)
+
+
+@pytest.mark.slow
 def test_killed_and_stopped_runs_end_like_an_undisturbed_one(shapes_dir, tmp_path, user_env):
     whole = start(tmp_path / "whole", shapes_dir, user_env)
     broken = tmp_path / "broken"

@@ -1,12 +1,14 @@
 """What every command shares: exit codes, one-line errors, overrides of the config."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 PROGRAM = """
+import hashlib, os, signal, threading, time
 from absl import flags
 from ml_collections import config_flags
 from hfgd_jax.runtime import shell
@@ -20,8 +22,15 @@ config_flags.DEFINE_config_file("config")
 def main(argv):
     if flags.FLAGS.do == "user":
         raise UserError("thing 'x': is wrong\\n  in two lines")
-    if flags.FLAGS.do == "interrupt":
-        raise KeyboardInterrupt
+    if flags.FLAGS.do == "compile":  # native code that no handler of Python's interrupts
+        print("compiling", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)
+    if flags.FLAGS.do == "hang":
+        threading.Thread(target=threading.Event().wait).start()
+        raise UserError("wrong")
+    if flags.FLAGS.do.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, flags.FLAGS.do))
+        time.sleep(30)
     if flags.FLAGS.do == "bug":
         raise ValueError("a bug")
     print("steps", flags.FLAGS.config.train.steps)
@@ -39,7 +48,7 @@ from hfgd_jax.errors import UserError
 def get_config(text=None):
     if text:
         raise UserError(f"config argument {text!r}: unknown")
-    return ConfigDict({"train": {"steps": 5}, "crop": (3, 4)})
+    return ConfigDict({"train": {"steps": 5}, "data": {"crop": (3, 4)}})
 """
 
 
@@ -57,15 +66,18 @@ def run(folder, *arguments):
         ([], 0, ""),
         (["--code=3"], 3, ""),
         (["--do=user"], 2, "error: thing 'x': is wrong in two lines\n"),
-        (["--do=interrupt"], 130, "interrupted\n"),
+        (["--do=SIGINT"], 130, "SIGINT: ending\n"),
+        (["--do=SIGTERM"], 143, "SIGTERM: ending\n"),
+        (["--do=hang"], 2, "error: wrong\n"),  # within seconds, whatever its threads do
         (["--code=three"], 2, "error: flag --code=three: invalid literal"),
-        (["--dos=user"], 2, "error: Unknown command line flag 'dos'. Did you mean: do"),
-        (["--config.train.stesp=4"], 2, "error: "),
+        (["--dos=user"], 2, "error: --dos: no such option; did you mean --do?\n"),
+        (["--confg", "x.py", "--do"], 2, "error: --confg: no such option; did you mean --config?\n"),
+        (["--config.train.stesp=4"], 2, "error: --config.train.stesp: no such field; did you mean config.t"),
         (["--config.train.steps=many"], 2, "error: "),
         (["--config.train.steps.more=1"], 2, "error: "),
-        (["--config.crop=(1,)x"], 2, "error: "),
+        (["--config.data.crop=(1,)x"], 2, "error: "),
         (["--config=config.py:nonsense"], 2, "error: "),
-        (["--config=nowhere.py"], 2, "error: "),
+        (["--config=confg.py"], 2, "error: --config=confg.py: no such file; did you mean config.py?\n"),
         (["--config=broken.py"], 2, "error: "),
         (["user"], 2, "error: unexpected argument 'user'"),
     ],
@@ -85,6 +97,20 @@ def test_the_message_of_an_error_in_a_config_file_is_kept(tmp_path):
 
 def test_config_overrides_reach_the_program(tmp_path):
     assert run(tmp_path, "--config.train.steps=7").stdout == "steps 7\n"
+
+
+def test_a_signal_is_answered_while_native_code_runs_and_a_second_one_ends(tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG)
+    command = [sys.executable, "-c", PROGRAM, "--config=config.py", "--do=compile"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
+        assert process.stdout.readline() == "compiling\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "SIGINT: ending\n"
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 143
 
 
 def test_a_bug_keeps_its_traceback(tmp_path):

@@ -107,8 +107,7 @@ def test_the_command_writes_a_sheet_once(camvid_dir, tmp_path, user_env):
     """As a process: an image of validation records in a new folder, once."""
     output = tmp_path / "new" / "sheet.jpg"
     command = [sys.executable, "-m", "hfgd_jax.tools.browse", "--config=configs/camvid.py:tiny"]
-    command += ["--config.data.dataset=camvid", "--config.data.num_classes=11", "--split=val", "--count=2"]
-    command += [f"--config.data.data_dir={camvid_dir}", f"--output={output}"]
+    command += [f"--config.data.data_dir={camvid_dir}", f"--output={output}", "--split=val", "--count=2"]
     call = lambda: subprocess.run(command, capture_output=True, text=True, env=user_env, check=False)  # noqa: E731
     result = call()
     assert (result.returncode, result.stdout) == (0, f"2 samples of camvid/val in {output}\n"), result.stderr

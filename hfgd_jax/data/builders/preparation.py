@@ -167,13 +167,20 @@ def prepare_if_missing(
     """Prepares an embedded data set where `data_dir` does not hold it in this version; returns its folder.
 
     Raises:
-        UserError: a data set that is not embedded, or as `prepare`.
+        UserError: a data set that is not embedded, a folder that holds other things, or as `prepare`.
     """
     if dataset not in registry.EMBEDDED:
         raise UserError(
             f"data set {dataset!r}: needs a source; embedded are {', '.join(sorted(registry.EMBEDDED))}"
         )
-    folder = storage.resolve(data_dir, "data_dir", arrays=True) / dataset / str(registry.get(dataset).VERSION)
+    place = storage.resolve(data_dir, "data_dir", arrays=True)
+    folder = place / dataset / str(registry.get(dataset).VERSION)
+    if not folder.parent.exists() and place.is_dir() and (there := _visible(place)):
+        raise UserError(
+            f"data set {dataset!r} is not in {data_dir}, which holds {there[0]!r} and is not written to "
+            "unasked: name another data_dir, or run: python -m hfgd_jax.tools.prepare "
+            f"--dataset {dataset} --data_dir {data_dir}"
+        )
     try:
         if not is_prepared(folder):
             prepare(dataset, None, data_dir, overwrite=folder.parent.exists(), report=report)
@@ -181,6 +188,10 @@ def prepare_if_missing(
         if not is_prepared(folder):  # else another process was faster
             raise
     return folder
+
+
+def _visible(folder: epath.Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def is_prepared(folder: epath.Path) -> bool:
