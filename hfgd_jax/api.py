@@ -23,7 +23,7 @@ from hfgd_jax import models
 from hfgd_jax.errors import UserError
 from hfgd_jax.evaluation.evaluator import Counts, Evaluator
 from hfgd_jax.export import bundle, loader
-from hfgd_jax.inference import predict, render
+from hfgd_jax.inference import inputs, render
 from hfgd_jax.inference.tiles import TiledPredictor
 from hfgd_jax.inference.views import Inference
 from hfgd_jax.runs import saved_config, system
@@ -334,7 +334,7 @@ def _pixels(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
     """An image of any kind as uint8 RGB."""
     try:
         if isinstance(image, Image.Image):
-            return predict.as_rgb(image)
+            return inputs.as_rgb(image)
         if isinstance(image, np.ndarray | jax.Array):
             array = np.asarray(image)
             if (
@@ -345,6 +345,6 @@ def _pixels(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
             ):
                 raise UserError(f"image {array.dtype} {array.shape}: want uint8 [h, w, 3] RGB or [h, w] grey")
             return np.ascontiguousarray(array if array.ndim == 3 else np.repeat(array[..., None], 3, -1))
-        return predict.read_image(image)
-    except predict.Unreadable as error:
+        return inputs.read_image(image)
+    except inputs.Unreadable as error:
         raise UserError(f"{image}: {error}") from error

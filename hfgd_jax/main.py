@@ -168,6 +168,7 @@ def predict_images(
     """
     name = inputs.removeprefix(_SPLIT)
     source = open_data(config, name) if inputs.startswith(_SPLIT) else inputs
+    predict.plan(source, output, ids=ids, overwrite=overwrite)  # before a model is loaded
     system, variables, step, table = load(config, workdir, checkpoint)
     print(f"predicting with step {step} of {workdir}")
     seen = views.Inference(system.model, config)

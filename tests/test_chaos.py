@@ -27,7 +27,7 @@ from hfgd_jax.runs.checkpoints import Checkpoints
 from hfgd_jax.runs.system import build, make_init
 
 KILLS = 30
-STEPS, SAVE_EVERY, EVALUATE_EVERY = 80, 2, 5
+STEPS, SAVE_EVERY, EVALUATE_EVERY = 160, 2, 5  # on a busy machine a kill comes some 30 steps late
 END = 120.0  # seconds that a process may take to end once the other is gone, or after SIGTERM
 
 

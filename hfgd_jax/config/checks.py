@@ -192,7 +192,7 @@ def _check_run(config: ConfigDict) -> None:
     _in_range("config.optim.weight_decay", optim.weight_decay, 0.0, 1e3)
     _in_range("config.optim.momentum", optim.momentum, 0.0, 1.0)
     _in_range("config.optim.power", optim.power, 0.0, 100.0)
-    _in_range("config.optim.warmup_steps", optim.warmup_steps, 0, train.steps)
+    _in_range("config.optim.warmup_steps", optim.warmup_steps, 0, math.inf)
     _in_range("config.optim.clip_norm", optim.clip_norm, 0.0, math.inf)
     _in_range("config.optim.backbone_rate", optim.backbone_rate, 0.0, 100.0)
     if not 0.0 <= train.ema_decay < 1.0:

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import glob
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,20 +11,15 @@ import jax
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
-from hfgd_jax.data import image_files
 from hfgd_jax.data.labels import LabelTable
-from hfgd_jax.data.prepared import CorruptRecordError, Split
+from hfgd_jax.data.prepared import Split
 from hfgd_jax.errors import UserError, escaped
 from hfgd_jax.inference import render
+from hfgd_jax.inference.inputs import Size, Source, Unreadable, find_images, of_file, of_record, read_image
 from hfgd_jax.runtime import storage
 
-Size = tuple[int, int]  # height, width
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 RAW_ENDING = "_labelIds"  # of masks in raw ids, as Cityscapes names its own
-_ORIENTATION = 0x0112  # EXIF; 5 and above lie on their side
 
 
 @runtime_checkable
@@ -57,35 +50,16 @@ class PredictReport:
     def summary(self) -> str:
         """What was written and where, in a line or two."""
         where = f"masks in {self.output / 'masks'}, overlays in {self.output / 'overlays'}"
-        lines = [f"{len(self.masks)} images: {where}"]
+        lines = [f"{len(self.masks)} {'image' if len(self.masks) == 1 else 'images'}: {where}"]
         if self.skipped:
             lines.append(f"{len(self.skipped)} could not be read and were skipped (see above)")
         return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """An image to come.
+class Job:
+    """An image to come and the files that it becomes."""
 
-    Attributes:
-        name: what its outputs are called, if no other has that name.
-        kind: what they are called after besides, where names are alike.
-        title: what it is called in messages.
-        size: its height and width without decoding it; (1, 1) where that is unknown.
-        read: the image, uint8 RGB `[h, w, 3]`; raises Unreadable.
-        path: the file, None where it is no file of its own.
-    """
-
-    name: str
-    kind: str
-    title: str
-    size: Callable[[], Size]
-    read: Callable[[], UInt8[np.ndarray, "h w 3"]]
-    path: epath.Path | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
     source: Source
     mask: epath.Path
     overlay: epath.Path
@@ -126,22 +100,15 @@ def run(
         log: called with a line per image.
 
     Raises:
-        UserError: no image to be found at `inputs`, outputs that exist, or an output folder that cannot be
-            written or would put outputs over inputs.
+        UserError: as `plan`, or an output folder that cannot be written.
     """
+    jobs = plan(inputs, output, ids=ids, overwrite=overwrite)
     output = storage.resolve(output, "--output")
-    if isinstance(inputs, Split):
-        sources = [_record(inputs, index) for index in range(len(inputs))]
-        if not sources:
-            raise UserError(f"--input=split:{inputs.split}: this split of {inputs.dataset!r} is empty")
-    else:
-        sources = [_file(path) for path in find_images(inputs, output)]
-    jobs = _plan(sources, output, overwrite, RAW_ENDING if ids == "raw" else "")
     with _writing(output):
         (output / "masks").mkdir(parents=True, exist_ok=True)
         (output / "overlays").mkdir(exist_ok=True)
         _write_legend(output / "overlays" / "legend.png", table, overwrite)
-    predictor.plan([source.size() for source in sources])
+    predictor.plan([job.source.size() for job in jobs])
     masks, skipped, stopped = [], [], False
     for number, (job, image) in enumerate(_read_ahead(jobs), start=1):
         if stopped := should_stop():
@@ -187,128 +154,33 @@ def _writing(output: epath.Path) -> Iterator[None]:
         raise UserError(f"--output={output}: cannot write: {error}") from error
 
 
-class Unreadable(Exception):
-    """An input that is no image, or cannot be handled; the message is one line."""
+def plan(
+    inputs: str | Split,
+    output: epath.PathLike,
+    *,
+    ids: Literal["train", "raw"] = "train",
+    overwrite: bool = False,
+) -> list[Job]:
+    """What `run` would read and write; it writes nothing, and needs no model.
 
-
-def as_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a Pillow image as RGB, upright (see `read_image`).
-
-    Raises:
-        Unreadable: pixels are floats.
-    """
-    if image.mode == "F":
-        raise Unreadable("pixels are floats: want 8 or 16 bits")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        wide = np.clip(np.asarray(image), 0, 65_535)
-        image = Image.fromarray((wide >> 8).astype(np.uint8))
-    return np.asarray(image.convert("RGB"))
-
-
-def read_image(path: epath.PathLike) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads any image as RGB, upright.
-
-    EXIF rotation is applied; grey and palette images become RGB; 16-bit ones keep their high 8 bits;
-    transparency is dropped (the colour beneath it counts); of animations and many-page files the first
-    image is taken.
+    Args:
+        inputs, output, ids, overwrite: as `run`.
 
     Raises:
-        Unreadable: no image, cut short, of floats, or of more pixels than `image_files.MAX_PIXELS`.
+        UserError: no image to be found at `inputs`, outputs that exist, or outputs that would replace inputs.
     """
-    try:
-        with epath.Path(path).open("rb") as file, image_files.opened(file) as image:
-            image.load()
-            return as_rgb(image)
-    except Unreadable:
-        raise
-    except (
-        Exception
-    ) as error:  # decoders raise anything on bad bytes: OSError, SyntaxError, struct.error, ...
-        reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")
-        raise Unreadable(f"{reason or type(error).__name__}") from error
-
-
-def find_images(inputs: str, output: epath.Path) -> list[epath.Path]:
-    """The files that `inputs` (an image, a folder or a glob) stands for, sorted, outputs left out.
-
-    Raises:
-        UserError: nothing there.
-    """
-    path = storage.resolve(inputs, "--input")
-    made = {storage.real(output / name) for name in ("masks", "overlays")}
-    if path.is_dir():
-        found, what = path.iterdir(), "the folder holds no image"
-    elif path.exists():
-        found, what = [path], "no image"
-    elif glob.has_magic(inputs):
-        found, what = _matching(path), "no image matches"
+    output = storage.resolve(output, "--output")
+    if isinstance(inputs, Split):
+        sources = [of_record(inputs, index) for index in range(len(inputs))]
+        if not sources:
+            raise UserError(f"--input=split:{inputs.split}: this split of {inputs.dataset!r} is empty")
     else:
-        raise UserError(f"--input={inputs}: no such file or folder")
-    files = [
-        file
-        for file in found
-        if file == path
-        or (file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and not file.is_dir())
-    ]
-    kept = sorted(file for file in files if os.path.dirname(storage.real(file)) not in made)  # noqa: PTH120
-    if files and not kept:
-        raise UserError(
-            f"--input={inputs}: these are outputs within --output={output}; choose another output"
-        )
-    if not kept:
-        raise UserError(f"--input={inputs}: {what} ({', '.join(SUFFIXES)})")
-    return kept
-
-
-def _matching(pattern: epath.Path) -> list[epath.Path]:
-    text = str(pattern)
-    if not storage.is_remote(pattern):
-        return [epath.Path(file) for file in glob.glob(text, recursive=True)]  # noqa: PTH207 (absolute globs)
-    if "**" in text:
-        raise UserError(f"--input={text}: ** reads a whole bucket; want * for one folder")
-    return list(pattern.parent.glob(pattern.name))
-
-
-def _file(path: epath.Path) -> Source:
-    def size() -> Size:
-        try:
-            with path.open("rb") as file, image_files.opened(file) as image:
-                # Pillow has a TIFF's size as it is shown.
-                turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
-                return (image.width, image.height) if turned else (image.height, image.width)
-        except Exception:  # read_image reports what is wrong
-            return 1, 1
-
-    return Source(path.stem, path.suffix[1:], str(path), size, lambda: read_image(path), path)
-
-
-def _record(split: Split, index: int) -> Source:
-    title = f"{split.dataset}/{split.split} record {index}"
-    try:
-        name = storage.file_name(split.record_id(index))
-    except CorruptRecordError:
-        name = f"record_{index}"  # reading it reports what is wrong
-
-    def size() -> Size:
-        try:
-            return split.size(index)
-        except CorruptRecordError:
-            return 1, 1
-
-    def read() -> np.ndarray:
-        try:
-            return split.example(index)["image"]
-        except CorruptRecordError as error:
-            raise Unreadable(str(error)) from error
-
-    return Source(name, str(index), f"{title} ({name})", size, read)
-
-
-def _plan(sources: Sequence[Source], output: epath.Path, overwrite: bool, ending: str) -> list[_Job]:
-    names = _names(sources)
+        sources = [of_file(path) for path in find_images(inputs, output)]
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output={output}: is a file; want a folder")
+    names, ending = _names(sources), RAW_ENDING if ids == "raw" else ""
     jobs = [
-        _Job(source, output / "masks" / f"{name}{ending}.png", output / "overlays" / f"{name}.jpg")
+        Job(source, output / "masks" / f"{name}{ending}.png", output / "overlays" / f"{name}.jpg")
         for source, name in zip(sources, names, strict=True)
     ]
     taken = {storage.real(source.path) for source in sources if source.path}
@@ -341,10 +213,10 @@ def _names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
-def _read_ahead(jobs: Sequence[_Job]) -> Iterator[tuple[_Job, np.ndarray | Unreadable]]:
+def _read_ahead(jobs: Sequence[Job]) -> Iterator[tuple[Job, np.ndarray | Unreadable]]:
     """Each job with its image, or with what is wrong with it; the next one is read meanwhile."""
 
-    def read(job: _Job) -> np.ndarray | Unreadable:
+    def read(job: Job) -> np.ndarray | Unreadable:
         try:
             return job.source.read()
         except Unreadable as error:

@@ -70,18 +70,23 @@ class RunLog:
             self.stream.flush()
             self._open_line = False
 
-    def progress(self, step: int, loss: float, rates: dict[str, float], batch_size: int) -> None:
-        """The line with step, loss, mIoU so far, images/s, data-wait and ETA."""
+    def progress(self, step: int, loss: float, rates: dict[str, float] | None, batch_size: int) -> None:
+        """The line with step, loss, mIoU so far, images/s, data-wait and ETA; what is not known is left out.
+
+        Args:
+            rates: of `Stopwatch.rates`; None for the first step, whose time says nothing about the others'.
+        """
         if not self.active:
             return
-        speed = rates["images_per_second"]
-        left = (self.total - step) * batch_size / speed if speed else float("inf")
-        line = (
-            f"step {step}/{self.total}  loss {loss:.4f}  "
-            f"mIoU {'-' if self.mean_iou is None else format(self.mean_iou, '.4f')}  "
-            f"{speed:.1f} images/s  data-wait {rates['data_wait']:.0%}  "
-            f"ETA {duration(left) if left < 1e7 else '-'}"
-        )
+        parts = [f"step {step}/{self.total}", f"loss {loss:.4f}"]
+        if self.mean_iou is not None:
+            parts.append(f"mIoU {self.mean_iou:.4f}")
+        if rates:
+            speed = rates["images_per_second"]
+            left = (self.total - step) * batch_size / speed if speed else float("inf")
+            parts += [f"{speed:.1f} images/s", f"data-wait {rates['data_wait']:.0%}"]
+            parts += [f"ETA {duration(left)}"] if left < 1e7 else []
+        line = "  ".join(parts)
         self.stream.write(f"\r\x1b[K{line}" if self.tty else line + "\n")
         self._open_line = self.tty
         self.stream.flush()

@@ -12,14 +12,19 @@ BACKBONE = "backbone"  # the group of parameters that `optim.backbone_rate` is f
 def learning_rate(optim: ConfigDict, steps: int) -> optax.Schedule:
     """Poly decay from `optim.learning_rate` to 0 over `steps`, after an optional linear warm-up from 0.
 
-    The warm-up's steps count as part of `steps`.
+    The warm-up's steps (`warmup_steps`) count as part of `steps`.
     """
-    warmup = optim.warmup_steps
+    warmup = warmup_steps(optim, steps)
     poly = optax.polynomial_schedule(optim.learning_rate, 0.0, optim.power, max(steps - warmup, 1))
     if not warmup:
         return poly
     rise = optax.linear_schedule(0.0, optim.learning_rate, warmup)
     return optax.join_schedules([rise, poly], [warmup])
+
+
+def warmup_steps(optim: ConfigDict, steps: int) -> int:
+    """`optim.warmup_steps`; a tenth of `steps` where it is more than all of them, as in a short try."""
+    return optim.warmup_steps if optim.warmup_steps <= steps else steps // 10
 
 
 def kernels(params: optax.Params) -> optax.Params:

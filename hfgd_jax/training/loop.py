@@ -17,7 +17,7 @@ from hfgd_jax.errors import UserError
 from hfgd_jax.evaluation.evaluator import Evaluator
 from hfgd_jax.inference import render
 from hfgd_jax.models import macs
-from hfgd_jax.runs import checkpoints
+from hfgd_jax.runs import checkpoints, optim
 from hfgd_jax.runs.lease import Lease
 from hfgd_jax.runs.log import RunLog, Stopwatch, duration
 from hfgd_jax.runs.system import balanced, build, initial_state, open_data
@@ -47,7 +47,7 @@ class Loop:
         self.stall = StallLimit(config.train.stall_timeout, self.workdir)
         self.saved = checkpoints.Checkpoints(self.workdir, keep=config.checkpoint.keep, stall=self.stall)
         self.state, self.origin = initial_state(self.system, self.saved)
-        self.step = int(self.state.step)
+        self.step = self.first = int(self.state.step)
         self.evaluator = Evaluator(self.system.model, config, self.system.mesh)
         self.log = RunLog(self.workdir, config.train.steps, step=self.step)
         self.watch = Stopwatch()
@@ -85,7 +85,7 @@ class Loop:
             f"{config.data.crop[0]}x{config.data.crop[1]}\n"
             f"data: {config.data.dataset}, {len(self.train_split)} training and {len(self.eval_split)} "
             f"evaluation images; classes: {', '.join(f'{i} {c}' for i, c in enumerate(table.classes))}\n"
-            f"{self._class_weights()}"
+            f"{self._class_weights()}{self._warmup()}"
             f"weights: {self.origin}{frozen}"
         )
 
@@ -96,6 +96,14 @@ class Loop:
             return ""
         named = (f"{w:.3g} {c}" for w, c in zip(weights, self.train_split.table.classes, strict=True))
         return f"class weights ({'given' if source == 'none' else source}): {', '.join(named)}\n"
+
+    def _warmup(self) -> str:
+        """A line about a warm-up that was shortened; empty where it was not."""
+        given, steps = self.config.optim.warmup_steps, self.config.train.steps
+        used = optim.warmup_steps(self.config.optim, steps)
+        if used == given:
+            return ""
+        return f"warm-up: {used} of {steps} steps; config.optim.warmup_steps={given} is longer than the run\n"
 
     def _batches(self) -> pipeline.Batches:
         config, (process_index, process_count) = self.config, sharding.process_share(self.system.mesh)
@@ -179,8 +187,11 @@ class Loop:
             if step % self.config.train.log_every == 0 or step == self.config.train.steps:
                 rates = self.watch.rates(step * self.config.train.batch_size)
                 self.log.record(step, host | rates | {"corrupt_records": self.corrupt})
-                self.log.progress(step, host["loss"], rates, self.config.train.batch_size)
+                known = rates if step > self.first + 1 else None
+                self.log.progress(step, host["loss"], known, self.config.train.batch_size)
                 self.watch = Stopwatch(step * self.config.train.batch_size)
+            elif step == self.first + 1:
+                self.log.progress(step, host["loss"], None, self.config.train.batch_size)
 
     def _check_finite(self, step: int, host: dict[str, float], index: np.ndarray) -> None:
         if not np.isfinite([host["loss"], host["gradient_norm"]]).all():

@@ -48,7 +48,7 @@ def test_setting_a_method_resets_the_fields_of_the_one_before():
         ("train.accumulate", 3, "config.train.accumulate=3: must divide config.train.batch_size=16"),
         ("train.dtype", "float16", "config.train.dtype='float16': unknown; one of bfloat16, float32"),
         ("optim.learning_rate", -1.0, "config.optim.learning_rate=-1.0"),
-        ("optim.warmup_steps", 40_000, "config.optim.warmup_steps=40000"),
+        ("optim.warmup_steps", -1, "config.optim.warmup_steps=-1"),
         ("optim.backbone_rate", -1.0, "config.optim.backbone_rate=-1.0: want a value from 0.0 to 100.0"),
         ("train.stall_timeout", -1.0, "config.train.stall_timeout=-1.0: want a value from 0.0 to"),
         ("train.ema_decay", 1.0, "config.train.ema_decay=1.0: want a value from 0.0 to below 1.0"),

@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 from hfgd_jax.data import builders, image_files, prepared
 from hfgd_jax.data.builders import base, class_lists, files
 from hfgd_jax.errors import UserError
-from hfgd_jax.inference import predict
+from hfgd_jax.inference import inputs
 
 
 def _png(width, height, depth=8, colour=2):
@@ -67,8 +67,8 @@ def test_oversized_images_are_refused_by_their_header(name, tmp_path, no_decoder
     path.write_bytes(BOMBS[name])
     with pytest.raises(image_files.TooLargeError, match=SAYS):
         image_files.decode(BOMBS[name], -1)
-    with pytest.raises(predict.Unreadable, match=SAYS):
-        predict.read_image(path)
+    with pytest.raises(inputs.Unreadable, match=SAYS):
+        inputs.read_image(path)
     with pytest.raises(UserError, match=rf"{name}: image has {SAYS}"):
         files.image_size(BOMBS[name], str(path))
     with pytest.raises(UserError, match=rf"{name}: label cannot be read \({SAYS}"):
@@ -81,10 +81,10 @@ def test_images_at_the_limit_are_decoded(monkeypatch, tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (12, 10)).save(path)
     monkeypatch.setattr(image_files, "MAX_PIXELS", 120)
-    assert predict.read_image(path).shape == (10, 12, 3)
+    assert inputs.read_image(path).shape == (10, 12, 3)
     monkeypatch.setattr(image_files, "MAX_PIXELS", 119)
-    with pytest.raises(predict.Unreadable, match="120 pixels, and more than 119"):
-        predict.read_image(path)
+    with pytest.raises(inputs.Unreadable, match="120 pixels, and more than 119"):
+        inputs.read_image(path)
 
 
 @pytest.mark.parametrize("part", ["image", "label"])

@@ -32,6 +32,11 @@ def test_warmup_rises_then_poly():
     assert float(rate(110)) == 0
 
 
+def test_a_warmup_longer_than_the_run_is_a_tenth_of_it():
+    rate = optim.learning_rate(_optim(learning_rate=0.01, warmup_steps=50), 40)
+    np.testing.assert_allclose([rate(step) for step in (0, 2, 4, 40)], [0, 0.005, 0.01, 0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_only_kernels_are_decayed(name):
     params = {"a": {"kernel": jnp.ones(3), "bias": jnp.ones(3), "scale": jnp.ones(3)}}
