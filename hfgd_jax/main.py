@@ -48,9 +48,11 @@ OF_MODES = {
     "overwrite": ("predict", "export"),
     "dtypes": ("export",),
     "fold_batch_norm": ("export",),
+    "orbax": ("export",),
 }
 _NEEDED = ("input", "output")
-_DEFAULTS = {"ids": "train", "overwrite": False, "dtypes": list(exporter.DTYPES), "fold_batch_norm": False}
+_DEFAULTS = {"ids": "train", "overwrite": False, "dtypes": list(exporter.DTYPES)}
+_DEFAULTS |= {"fold_batch_norm": False, "orbax": False}
 _SPLIT = "split:"
 
 
@@ -82,6 +84,9 @@ def define_flags() -> None:
         "fold_batch_norm",
         _DEFAULTS["fold_batch_norm"],
         "export: fold batch norms into the convolutions before.",
+    )
+    flags.DEFINE_bool(
+        "orbax", _DEFAULTS["orbax"], "export: the parameters as an orbax checkpoint, too, as large again."
     )
     processes.define_flags()
 
@@ -142,6 +147,7 @@ def main(_: list[str]) -> int:
             values.output,
             dtypes=values.dtypes,
             fold_batch_norm=values.fold_batch_norm,
+            orbax=values.orbax,
             overwrite=values.overwrite,
         )
     return predict_images(

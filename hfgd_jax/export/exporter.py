@@ -52,6 +52,7 @@ def run(
     *,
     dtypes: Sequence[str] = DTYPES,
     fold_batch_norm: bool = False,
+    orbax: bool = False,
     overwrite: bool = False,
     log: Callable[[str], Any] = print,
 ) -> int:
@@ -64,6 +65,7 @@ def run(
         output: the bundle's folder; appears whole and checked, or not at all.
         dtypes: of the variants, some of `DTYPES`.
         fold_batch_norm: fold batch norms into the convolutions before them.
+        orbax: write the parameters as an orbax checkpoint as well.
         overwrite: replace a bundle that is there.
         log: called with each line.
 
@@ -88,6 +90,10 @@ def run(
             "output": {"masks": "uint8 [b, h, w], index into classes", "logits": "float32 [b, h, w, k]"},
             "variants": _write(folder, config, variables, table, dtypes, fold_batch_norm, log),
         }
+        if orbax:
+            weights = Program(config, "float32").read(variables, fold_batch_norm=fold_batch_norm)
+            bundle.write_tree(folder / "orbax", unflatten_dict(weights, sep="/"))
+        (folder / "README.md").write_text(bundle.readme(described, table))
         bundle.write_manifest(folder, described)
         parity = _compare(folder, config, variables, dtypes, log)
         manifest = bundle.write_manifest(folder, described | {"parity": parity})
@@ -144,7 +150,6 @@ def _write(
     (folder / "labels.json").write_text(table.to_json() + "\n")
     (folder / "loader.py").write_bytes(Path(loader.__file__).read_bytes())
     weights = Program(config, "float32").read(variables, fold_batch_norm=fold_batch_norm)
-    bundle.write_tree(folder / "orbax", unflatten_dict(weights, sep="/"))
     present = programs.flatten(variables)
     log(
         f"inference reads {_millions(weights)} of {_millions(present)} million numbers"
@@ -178,7 +183,9 @@ def _compare(
     """
     sizes = grid_size((96, 128), config.model.geometry), (75, 100)  # on the grid, and off it
     reference = evaluated(config, variables)
-    candidates = {"orbax": _restored(config, bundle.read_tree(folder / "orbax"))}
+    candidates: dict[str, Logits] = {}
+    if (folder / "orbax").exists():
+        candidates["orbax"] = _restored(config, bundle.read_tree(folder / "orbax"))
     for dtype in dtypes:
         model = loader.load(folder, dtype)
         model.scale = (1, 1)  # rescaling images is not the model's

@@ -3,10 +3,12 @@
 import loader                                  # this file, which lies in every bundle
 model = loader.load("BUNDLE")                  # or load("BUNDLE", "bfloat16")
 masks = model(images)                          # uint8 [b, h, w, 3] RGB of any size -> uint8 [b, h, w]
+mask = model(image)                            # one of them: [h, w, 3] -> [h, w]
 
-python loader.py BUNDLE IMAGE.npy [MASK.npy]   # the same for one image, [h, w, 3]
+python loader.py BUNDLE IMAGE... [--output FOLDER]   # image files (with Pillow), or .npy files of [h, w, 3]
 """
 
+import argparse
 import hashlib
 import json
 import sys
@@ -36,8 +38,10 @@ class Model:
 
     def __call__(self, images: np.ndarray, logits: bool = False) -> np.ndarray:
         """Masks `[b, h, w]`, or their float32 logits `[b, h, w, k]`. Sizes compile in steps of 32."""
+        if images.ndim == 3:
+            return self(images[None], logits)[0]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
-            raise ValueError(f"images {images.dtype} {images.shape}: want uint8 [b, h, w, 3]")
+            raise ValueError(f"images {images.dtype} {images.shape}: want uint8 [b, h, w, 3] or [h, w, 3]")
         (height, width), given, places = images.shape[1:3], self.manifest["input"], []
         for axis in (1, 2):  # to the model's scale; and where the pixels that are asked for lie there
             length = images.shape[axis]
@@ -89,10 +93,59 @@ def _rescale(images, axis, p, q):  # by p / q, as areas: averages where it shrin
     return np.rint(np.moveaxis(scaled, 0, axis)).astype(np.uint8)
 
 
-if __name__ == "__main__":
-    model, image = load(sys.argv[1]), np.load(sys.argv[2], allow_pickle=False)
-    mask = model(image[None])[0]
-    print(", ".join(f"{model.classes[k]} {np.mean(mask == k):.1%}" for k in np.unique(mask)))
-    if sys.argv[3:]:
-        with Path(sys.argv[3]).open("xb") as file:  # never in place of a file that is there
+def main() -> int:
+    """The command line; returns its exit code."""
+    parser = argparse.ArgumentParser("loader.py", description="Predicts images with an exported bundle.")
+    parser.add_argument("bundle", help="folder that this file lies in")
+    parser.add_argument(
+        "images", nargs="+", help="image files (with Pillow), or .npy files of uint8 [h, w, 3]"
+    )
+    parser.add_argument("--output", help="folder for NAME.png and NAME_overlay.png; for .npy files NAME.npy")
+    parser.add_argument("--dtype", default="float32", help="or bfloat16, where the bundle has it")
+    given = parser.parse_args()
+    try:
+        model = load(given.bundle, given.dtype)
+        for name in given.images:
+            image = _read(Path(name))
+            mask = model(image)
+            shares = ", ".join(f"{model.classes[k]} {np.mean(mask == k):.1%}" for k in np.unique(mask))
+            print(f"{name}: {shares}")
+            if given.output:
+                _write(model, Path(name), image, mask, Path(given.output))
+    except (OSError, ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _read(path):
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise ImportError(
+            f"{path}: image files need Pillow (pip install pillow); .npy files do not"
+        ) from None
+    with Image.open(path) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def _write(model, path, image, mask, folder):  # never in place of a file that is there
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        with (folder / path.name).open("xb") as file:
             np.save(file, mask)
+        return
+    from PIL import Image
+
+    picture = Image.fromarray(mask)
+    picture.putpalette(model.palette.tobytes())
+    mixed = Image.fromarray(((image.astype(np.uint16) + model.palette[mask]) // 2).astype(np.uint8))
+    for name, result in ((f"{path.stem}.png", picture), (f"{path.stem}_overlay.png", mixed)):
+        with (folder / name).open("xb") as file:
+            result.save(file, "PNG")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

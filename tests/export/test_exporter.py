@@ -1,6 +1,7 @@
 """Exports: a bundle's files, its programs run by the loader alone, folding, open sizes, refusals."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax import export as jax_export
+from PIL import Image
 from tiny_exports import ALONE, pictures, random_variables, tiny
 
 from hfgd_jax import config as configuration
@@ -48,7 +50,8 @@ def exported(run, tmp_path_factory):
     workdir, config, _ = run
     lines = []
     path = tmp_path_factory.mktemp("exported") / "bundle"
-    code = exporter.run(config, str(workdir), "best", str(path), fold_batch_norm=True, log=lines.append)
+    options = {"fold_batch_norm": True, "orbax": True, "log": lines.append}
+    code = exporter.run(config, str(workdir), "best", str(path), **options)
     assert code == 0
     return path, lines
 
@@ -86,15 +89,53 @@ def test_a_bundle_runs_with_jax_and_numpy_alone(run, exported, user_env, tmp_pat
 
 
 def test_the_command_line_of_the_loader(exported, user_env, tmp_path):
-    np.save(tmp_path / "image.npy", pictures(50, 70))
-    command = [sys.executable, "loader.py", ".", tmp_path / "image.npy", tmp_path / "mask.npy"]
-    again = {"capture_output": True, "text": True, "timeout": 120, "cwd": exported[0], "env": user_env}
-    done = subprocess.run([*map(str, command)], **again)
+    """Arrays and image files in, masks and overlays out; one line for what is wrong; nothing is replaced."""
+    image, out = pictures(50, 70), tmp_path / "out"
+    np.save(tmp_path / "array.npy", image)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+
+    def call(*words):
+        command = [sys.executable, exported[0] / "loader.py", exported[0], *words]
+        again = {"capture_output": True, "text": True, "timeout": 120, "cwd": tmp_path, "env": user_env}
+        return subprocess.run([*map(str, command)], **again)
+
+    done = call("array.npy", "photo.png", "--output", "out")
     assert done.returncode == 0, done.stderr
-    mask = np.load(tmp_path / "mask.npy")
+    mask = np.load(out / "array.npy")
     assert mask.shape == (50, 70) and mask.dtype == np.uint8
-    largest = TABLES["shapes"].classes[np.bincount(mask.ravel()).argmax()]
-    assert f"{largest} {np.mean(mask == np.bincount(mask.ravel()).argmax()):.1%}" in done.stdout
+    largest = np.bincount(mask.ravel()).argmax()
+    share = f"{TABLES['shapes'].classes[largest]} {np.mean(mask == largest):.1%}"
+    assert all(line.count(share) for line in done.stdout.splitlines())
+    with Image.open(out / "photo.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), mask)
+        assert picture.getpalette()[:27] == TABLES["shapes"].palette.ravel().tolist()
+    mixed = np.asarray(Image.open(out / "photo_overlay.png"), np.int16)
+    assert np.abs(mixed - (image / 2 + TABLES["shapes"].palette[mask] / 2)).max() <= 1
+    for words, says in (
+        (("photo.png", "--output", "out"), "exists"),
+        (("broken.jpg",), "cannot identify"),
+        (("nothing.png",), "No such file"),
+        (("array.npy", "--dtype=float16"), "no float16 variant"),
+    ):
+        done = call(*words)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and says in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert "usage: loader.py" in call().stderr
+
+
+def test_the_readme_of_a_bundle_names_classes_and_score(exported):
+    text = (exported[0] / "README.md").read_text()
+    assert "Step 7 of a run" in text and "mIoU 0.2500" in text and "float32, bfloat16" in text
+    rows = [line for line in text.splitlines() if re.match(r"\| \d", line)]
+    assert len(rows) == 9 and rows[0].startswith("| 0 | sky | #")
+
+
+def test_orbax_weights_are_written_on_request(run, tmp_path):
+    workdir, config, _ = run
+    exporter.run(config, str(workdir), "best", str(tmp_path / "b"), dtypes=["float32"], log=lambda line: None)
+    assert not (tmp_path / "b" / "orbax").exists()
+    assert "orbax" not in loader.verify(tmp_path / "b")["parity"]
 
 
 def test_the_manifest_tells_what_was_written(run, exported):
@@ -277,7 +318,7 @@ def test_onnx_says_what_it_needs(exported, tmp_path, monkeypatch):
 
 
 DEFAULTS = {"mode": "export", "input": None, "output": "b", "checkpoint": None, "ids": "train"}
-DEFAULTS |= {"dtypes": list(exporter.DTYPES), "fold_batch_norm": False, "overwrite": False}
+DEFAULTS |= {"dtypes": list(exporter.DTYPES), "fold_batch_norm": False, "orbax": False, "overwrite": False}
 
 
 @pytest.mark.parametrize(
