@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from etils import epath
+from orbax.checkpoint import CheckpointManager
 
 from hfgd_jax import config as configuration
 from hfgd_jax.data import pipeline
@@ -116,6 +117,27 @@ def test_a_full_disk_ends_the_run_at_the_next_record(workdir, shapes_dir, monkey
     with pytest.raises(
         UserError, match=r"cannot be written to \(.*No space left.*last checkpoint is of step 4"
     ):
+        train_on(workdir, shapes_dir)
+    assert last_step(workdir) == 4
+
+
+def test_a_full_disk_is_noticed_before_a_checkpoint_is_written(workdir, shapes_dir, monkeypatch):
+    full = lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**4, 10**4)  # noqa: E731
+    stand_in(monkeypatch, 5, lambda: monkeypatch.setattr(shutil, "disk_usage", full))
+    says = (
+        r"no space on the disk, .*needs some \d+\.\d MB, and 0\.0 MB of the disk are free; .*whole: \[.*4\]"
+    )
+    with pytest.raises(UserError, match=says):
+        train_on(workdir, shapes_dir)
+    assert last_step(workdir) == 4
+
+
+def test_a_quota_that_is_used_up_is_named_in_plain_words(workdir, shapes_dir, monkeypatch):
+    def exceeded(self, *args, **options):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing local file ...ocdbt.pr)")
+
+    stand_in(monkeypatch, 5, lambda: monkeypatch.setattr(CheckpointManager, "save", exceeded))
+    with pytest.raises(UserError, match=r"no space on the disk, or in a quota: it needs some .* MB, and"):
         train_on(workdir, shapes_dir)
     assert last_step(workdir) == 4
 

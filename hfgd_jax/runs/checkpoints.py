@@ -9,8 +9,11 @@ the training.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
+import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,6 +32,8 @@ from hfgd_jax.runtime import collectives, storage
 from hfgd_jax.runtime.stall import NO_LIMIT, StallLimit
 
 _FOLDERS = ("checkpoints", "best")
+_SMALLEST = 0.7  # of its arrays' bytes: what a checkpoint takes at least, for orbax compresses them
+_FULL = ("RESOURCE_EXHAUSTED", "No space left", "quota")  # words of tensorstore and of the system
 _LONGEST_SAVE = 86_400  # seconds after which orbax gives up where there is no stall limit
 
 
@@ -68,6 +73,7 @@ class Checkpoints:
         self._saves: dict[str, _Save] = {}  # the last one of each folder
         self._done: list[_Save] = []  # and not reported yet
         self._best_mean_iou: float | None = None
+        self._needed = 0  # bytes of the last checkpoint's arrays
         self._managers = {} if read_only else {"checkpoints": self._manager("checkpoints", keep)}
         if not read_only:
             self._managers["best"] = self._manager("best", 1)
@@ -140,8 +146,11 @@ class Checkpoints:
                 f"--workdir={self.workdir}: was removed while the run wrote to it (at step {step}); put it "
                 "back, or start again in another"
             )
+        self._needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         with self._reporting(step):
             manager.wait_until_finished()
+            if (free := self._free()) is not None and free < _SMALLEST * self._needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             whole = self._steps("checkpoints")
             what = f"the save of step {step} to {self.workdir} took longer; checkpoints still whole: {whole}"
             args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
@@ -199,12 +208,24 @@ class Checkpoints:
         except Exception as error:  # tensorstore and orbax raise many kinds
             if _is_of_another(error):
                 raise
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"checkpoint in {self.workdir}{'' if step is None else f' at step {step}'}: could not be "
-                f"written ({type(error).__name__}: {reason}); checkpoints still whole: "
-                f"{self._steps('checkpoints')}. Make room and run the same command again"
+                f"checkpoint in {self.workdir}{'' if step is None else f' at step {step}'}: "
+                f"{self._cause(error)}; checkpoints still whole: {self._steps('checkpoints')}. Make room and "
+                "run the same command again"
             ) from error
+
+    def _free(self) -> int | None:
+        """Bytes free on the disk; None in a bucket."""
+        return None if storage.is_remote(self.workdir) else shutil.disk_usage(self.workdir).free
+
+    def _cause(self, error: BaseException) -> str:
+        reason, free = " ".join(str(error).split()), self._free()
+        if free is not None and any(word in reason for word in _FULL):
+            return (
+                f"no space on the disk, or in a quota: it needs some {self._needed / 1e6:.1f} MB, and "
+                f"{free / 1e6:.1f} MB of the disk are free"
+            )
+        return f"could not be written ({type(error).__name__}: {reason[:300]})"
 
     # -- reading --
 
