@@ -30,7 +30,8 @@ from hfgd_jax.runtime import shell
 from hfgd_jax.tools import label_hints
 from hfgd_jax.tools.prepare import define_division_flags, division_options
 
-MAX_LINES = 20  # of one kind of problem that are printed
+MAX_LINES = 20  # of one kind of problem, and of notes, that are printed
+FEW = 10  # images of an evaluation, fewer than which say little
 
 
 @dataclasses.dataclass
@@ -166,7 +167,9 @@ class SplitReport:
         for kind, count in kinds.items():
             if count > MAX_LINES:
                 yield f"  PROBLEM ... and {count - MAX_LINES} more: {kind}"
-        yield from (f"  note: {note}" for note in self.notes)
+        yield from (f"  note: {note}" for note in self.notes[:MAX_LINES])
+        if len(self.notes) > MAX_LINES:
+            yield f"  note: ... and {len(self.notes) - MAX_LINES} more"
 
 
 def check_split(
@@ -186,10 +189,22 @@ def check_split(
         )
         report.add("swapped folders", line)
     if labelled:
-        for hint in label_hints.hints(table, report.values, colours):
-            report.notes.append(hint)
-        _check_classes(report)
+        report.notes += label_hints.hints(table, report.values, colours)
+        if any(kind == "unusable labels" for kind, _ in report.problems):
+            report.notes.append("classes that are never seen are not told: some labels could not be used")
+        else:
+            _check_classes(report)
+        _check_size(report)
     return report
+
+
+def _check_size(report: SplitReport) -> None:
+    if report.table.num_classes == 1:
+        report.notes.append(
+            "there is one class: every pixel is right whatever a model says; list the rest, too"
+        )
+    if report.name != "train" and 0 < report.images < FEW:
+        report.notes.append(f"{report.name} has {report.images} images: their mIoU says little")
 
 
 def _check_classes(report: SplitReport) -> None:

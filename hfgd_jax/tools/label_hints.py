@@ -19,7 +19,7 @@ def hints(table: LabelTable, pixels: Mapping[int, int], colour_labels: int = 0) 
     out = []
     values = {value for value, count in pixels.items() if count}
     known = set(table.raw_ids) - {255}
-    unknown = values - set(table.raw_ids)
+    unknown, ids = values - set(table.raw_ids), values - {255}
     if colour_labels:
         out.append(
             f"{colour_labels} labels hold colours; they must hold ids in one channel (the data set 'folder' "
@@ -38,6 +38,11 @@ def hints(table: LabelTable, pixels: Mapping[int, int], colour_labels: int = 0) 
             f"there is one value more than the table has, {top}; does a class lack in the list?"
             if min(known) in values
             else f"the values look shifted by one: {min(values)}-{top} in place of {min(known)}-{max(known)}"
+        )
+    elif unknown and min(known) == 0 and ids == set(range(1, max(ids) + 1)):
+        out.append(
+            f"the values are 1-{max(ids)}, and the list's ids are 0-{max(known)}: ids count from 0; are "
+            "names missing, or are the labels shifted by one?"
         )
     return out
 

@@ -200,7 +200,9 @@ def colour_nobody_knows(raw):
     image = np.asarray(Image.open(raw / "masks" / "03.png")).copy()
     image[0, :3] = 7, 8, 9
     Image.fromarray(image).save(raw / "masks" / "03.png")
-    return r"masks/03.png: not in classes.csv: colour \(7, 8, 9\) \(0.6% of the mask\)"
+    return (
+        r"masks/03.png: not in classes.csv: colour \(7, 8, 9\) \(0.6% of the mask\); a line 'void,7,8,9' in"
+    )
 
 
 def wide_colours(raw):
@@ -292,6 +294,15 @@ def test_bad_lists_of_classes_are_user_errors(files, message, tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
+        class_lists.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "classes.csv", "labelmap.txt"])
+def test_a_list_in_another_encoding_names_the_way_out(name, tmp_path):
+    (tmp_path / name).write_bytes("name,r,g,b\nfenêtre,1,2,3\n".encode("latin-1"))
+    with pytest.raises(
+        UserError, match=rf"{name}: .*not in UTF-8 \(byte 0xea in line 2\); .*iconv -f latin1"
+    ):
         class_lists.read(tmp_path)
 
 

@@ -263,7 +263,7 @@ def test_lists_that_name_missing_files_are_errors(tmp_path):
         with pytest.raises(UserError, match=message):
             splits(tmp_path / "raw")
     path.unlink()
-    with pytest.raises(UserError, match=r"test.txt: list cannot be read"):
+    with pytest.raises(UserError, match=r"test.txt: cannot be read"):
         splits(tmp_path / "raw")
     (tmp_path / "raw" / "annotations").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="annotations: no such folder; want SOURCE/"):

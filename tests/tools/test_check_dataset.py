@@ -153,12 +153,14 @@ def test_a_class_missing_in_validation_alone_is_a_note(camvid_raw):
     assert problems([train, val]) == []
     assert val.notes == [
         "class 9 'pedestrian' is never seen in val",
+        "val has 5 images: their mIoU says little",
         "val has 5 records, its owners count 101",
     ]
 
 
 def hints(reports):
-    return [note for report in reports for note in report.notes if "owners count" not in note]
+    usual = ("owners count", "says little")  # of a miniature
+    return [note for report in reports for note in report.notes if not any(x in note for x in usual)]
 
 
 def rewrite(raw, change):
@@ -199,6 +201,40 @@ def test_common_label_mistakes_get_a_hint(change, hint, camvid_raw):
         assert report.problems
         assert len([line for line in report.notes if line.startswith(hint.format(count))]) == 1, found
         assert any(line.startswith("  note: " + hint.format(count)) for line in report.lines())
+
+
+def folder(raw, masks, listing):
+    """A folder of images of noise with these masks, by name, and a list of classes."""
+    for part in ("images", "masks"):
+        (raw / part).mkdir(parents=True)
+    for name, mask in masks.items():
+        Image.new("RGB", mask.shape[1::-1], (9, 9, 9)).save(raw / "images" / f"{name}.jpg")
+        Image.fromarray(mask.astype(np.uint8)).save(raw / "masks" / f"{name}.png")
+    (raw / listing[0]).write_text(listing[1])
+    return check_dataset.check("folder", raw=raw)
+
+
+def test_ids_that_start_at_one_under_too_few_names_get_a_hint(tmp_path):
+    masks = {str(i): np.indices((9, 12)).sum(0) % 3 + 1 for i in range(4)}
+    reports = folder(tmp_path / "raw", masks, ("classes.txt", "a\nb\n"))
+    assert all(
+        any(n.startswith("the values are 1-3, and the list's ids are 0-1") for n in r.notes) for r in reports
+    )
+
+
+def test_a_single_class_gets_a_note(tmp_path):
+    reports = folder(tmp_path / "raw", {str(i): np.zeros((9, 12)) for i in range(4)}, ("classes.txt", "a\n"))
+    assert all(any(n.startswith("there is one class") for n in report.notes) for report in reports)
+
+
+def test_masks_that_cannot_be_used_make_no_class_unseen(tmp_path):
+    """A colour that the list lacks is the one problem, though no class was seen."""
+    masks = {str(i): np.full((9, 12, 3), 7) for i in range(4)}
+    reports = folder(tmp_path / "raw", masks, ("classes.csv", "name,r,g,b\na,1,2,3\nb,0,0,0\n"))
+    assert all(
+        "never seen" not in line and "'void,7,7,7' in the list ignores" in line for line in problems(reports)
+    )
+    assert all(any("never seen are not told" in n for n in report.notes) for report in reports)
 
 
 def test_black_and_white_masks_of_a_folder_are_noticed_when_prepared(tmp_path):
@@ -268,6 +304,8 @@ def test_long_lists_are_cut():
     lines = [line for line in report.lines() if "PROBLEM" in line]
     assert len(lines) == check_dataset.MAX_LINES + 1
     assert lines[-1] == "  PROBLEM ... and 5 more: unreadable images"
+    report.notes += [f"note {i}" for i in range(check_dataset.MAX_LINES + 2)]
+    assert [*report.lines()][-1] == "  note: ... and 2 more"
 
 
 def test_unusable_places_are_user_errors(tmp_path):

@@ -56,7 +56,7 @@ def read(source: Path) -> ClassList:
     shared = [name for i, (name, colour) in enumerate(rows) if colour in colours[:i]]
     if shared:
         raise UserError(f"{path}: the colour of {shared[0]!r} is another class's, too")
-    masks = ColourMasks(path.name, np.array(colours))
+    masks = ColourMasks(path.name, np.array(colours), "void," if there == [CSV] else "void:")
     return ClassList(_table(path, [name for name, _ in rows], colours), masks.read)
 
 
@@ -82,10 +82,7 @@ def _read_ids(path: Path) -> Integer[np.ndarray, "h w"]:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    return files.read_text(path)
 
 
 def _csv_rows(path: Path) -> list[tuple[str, Colour]]:
@@ -122,10 +119,17 @@ def _row(path: Path, line: str, name: str, cells: Sequence[str]) -> tuple[str, C
 
 @dataclasses.dataclass(frozen=True)
 class ColourMasks:
-    """Reads masks of colours: the raw id of a pixel is its colour's place in `colours` `[N, 3]`."""
+    """Reads masks of colours: the raw id of a pixel is its colour's place in `colours` `[N, 3]`.
+
+    Attributes:
+        source: the list's name, for messages.
+        colours: of the list, in its order.
+        ignore: how a line of the list begins whose colour is ignored, for messages.
+    """
 
     source: str
     colours: Integer[np.ndarray, "N 3"]
+    ignore: str = "void,"
 
     def read(self, path: Path) -> Integer[np.ndarray, "h w"]:
         """Ids of a mask in any mode of 8 bits; a palette's colours count, transparency does not.
@@ -146,10 +150,12 @@ class ColourMasks:
         ids = order[places]
         wrong = known[ids] != packed
         if wrong.any():
-            strange = [f"({v >> 16}, {v >> 8 & 255}, {v & 255})" for v in np.unique(packed[wrong])]
+            values = [(v >> 16, v >> 8 & 255, v & 255) for v in np.unique(packed[wrong]).tolist()]
+            first = self.ignore + ",".join(map(str, values[0]))
             raise UserError(
-                f"{path}: not in {self.source}: {'colours' if strange[1:] else 'colour'} "
-                f"{files.listing(strange)} ({wrong.mean():.1%} of the mask)"
+                f"{path}: not in {self.source}: {'colours' if values[1:] else 'colour'} "
+                f"{files.listing(list(map(str, values)))} ({wrong.mean():.1%} of the mask); a line {first!r} "
+                "in the list ignores a colour"
             )
         return ids
 

@@ -86,16 +86,32 @@ def refuse_images_for_labels(labels: Path, found: dict[str, Path], deep: bool = 
         )
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: it cannot be read, or is in another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UserError(
+            f"{path}: cannot be read, for it is not in UTF-8 (byte {byte:#04x} in line "
+            f"{error.object[: error.start].count(10) + 1}); save it as UTF-8, or, where it is Latin-1: "
+            f"iconv -f latin1 -t utf-8 {path.name}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
 def read_list(path: Path) -> list[str]:
     """The names in a split's list, one a line; blank lines are skipped.
 
     Raises:
         UserError: it cannot be read, is empty, or holds a name twice.
     """
-    try:
-        names = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: list cannot be read ({error})") from None
+    names = read_text(path).split("\n")
     names = [name.strip() for name in names if name.strip()]
     if not names:
         raise UserError(f"{path}: no names in this list")
