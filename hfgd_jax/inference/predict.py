@@ -41,6 +41,7 @@ class PredictReport:
     skipped: tuple[str, ...]  # `FILE: reason`, one an input that could not be read
     stopped: bool  # before the last image, by request
     output: epath.Path
+    only_class: str | None = None  # the one that every pixel of several images has
 
     @property
     def exit_code(self) -> int:
@@ -51,6 +52,10 @@ class PredictReport:
         """What was written and where, in a line or two."""
         where = f"masks in {self.output / 'masks'}, overlays in {self.output / 'overlays'}"
         lines = [f"{len(self.masks)} {'image' if len(self.masks) == 1 else 'images'}: {where}"]
+        if self.only_class is not None:
+            lines.append(
+                f"every pixel of every image is {self.only_class!r}: has the model learned the others?"
+            )
         if self.skipped:
             lines.append(f"{len(self.skipped)} could not be read and were skipped (see above)")
         return "\n".join(lines)
@@ -109,7 +114,7 @@ def run(
         (output / "overlays").mkdir(exist_ok=True)
         _write_legend(output / "overlays" / "legend.png", table, overwrite)
     predictor.plan([job.source.size() for job in jobs])
-    masks, skipped, stopped = [], [], False
+    masks, skipped, stopped, seen = [], [], False, set()
     for number, (job, image) in enumerate(_read_ahead(jobs), start=1):
         if stopped := should_stop():
             break
@@ -129,9 +134,11 @@ def run(
             else:
                 render.write_mask(job.mask, mask, table.palette)
         masks.append(job.mask)
+        seen |= set(np.unique(mask).tolist())
         note = f"  (in {tiles} tiles)" if tiles > 1 else ""
         log(f"{head} -> {escaped(str(job.mask))}  {_shares(mask, table.classes)}{note}")
-    return PredictReport(tuple(masks), tuple(skipped), stopped, output)
+    only = table.classes[seen.pop()] if len(seen) == 1 < min(len(masks), len(table.classes)) else None
+    return PredictReport(tuple(masks), tuple(skipped), stopped, output, only)
 
 
 def _write_legend(path: epath.Path, table: LabelTable, overwrite: bool) -> None:

@@ -53,7 +53,9 @@ def write_ids(path: epath.PathLike, ids: Integer[np.ndarray, "h w"]) -> None:
 def overlay(
     image: UInt8[np.ndarray, "h w 3"], mask: Integer[np.ndarray, "h w"], palette: Palette, alpha: float = 0.5
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Blends the classes' colours over the image; pixels of id 255 stay as they are.
+    """Blends the classes' colours over the image; pixels of id 255 and of black classes stay as they are.
+
+    Black is the colour of a background: painted, it would look like a darkened photograph.
 
     Args:
         image: uint8 RGB.
@@ -70,11 +72,17 @@ def overlay(
     weight = np.uint16(round(256 * alpha))
     colors = _lookup(palette).astype(np.uint16) * weight + 128  # at most 255 * 256 + 128: fits 16 bits
     blended = ((image.astype(np.uint16) * (256 - weight) + colors[mask]) >> 8).astype(np.uint8)
-    return np.where((mask == IGNORE)[..., None], image, blended)
+    bare = np.zeros(256, bool)
+    bare[: len(palette)] = ~np.asarray(palette, np.uint8).any(-1)
+    bare[IGNORE] = True
+    return np.where(bare[mask][..., None], image, blended)
 
 
 def legend(classes: Sequence[str], palette: Palette, width: int) -> UInt8[np.ndarray, "h width 3"]:
-    """A strip of coloured squares with the classes' names, in as many lines as `width` pixels need."""
+    """A strip of coloured squares with the classes' names, in as many lines as `width` pixels need.
+
+    The square of a black class is empty, as `overlay` does not paint it.
+    """
     font = _font()
     canvas = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     square, line = _TEXT, _TEXT + 9
@@ -89,7 +97,8 @@ def legend(classes: Sequence[str], palette: Palette, width: int) -> UInt8[np.nda
     canvas = ImageDraw.Draw(strip)
     for name, color, (x, y) in zip(classes, palette, places, strict=False):
         box = (x, y, x + square - 1, y + square - 1)
-        canvas.rectangle(box, fill=tuple(int(c) for c in color), outline=(128, 128, 128))
+        fill = tuple(int(c) for c in color) if any(color) else None
+        canvas.rectangle(box, fill=fill, outline=(128, 128, 128))
         canvas.text((x + square + 6, y + square / 2), name, fill=_INK, font=font, anchor="lm")
     return np.asarray(strip)
 

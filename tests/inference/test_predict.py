@@ -113,6 +113,16 @@ def test_every_kind_of_image(photos, tmp_path):
     assert f"{len(names)} images: masks in" in report.summary()
 
 
+def test_a_model_that_sees_one_class_everywhere_is_told_of_once(photos, tmp_path):
+    for i in range(2):
+        Image.fromarray(np.full((9, 9, 3), 230, np.uint8)).save(photos / f"{i}.png")
+    report, _, _ = _run(photos, tmp_path / "one")
+    assert report.summary().count("every pixel of every image is 'bright'") == 1
+    Image.fromarray(_halves()).save(photos / "2.png")
+    report, _, _ = _run(photos, tmp_path / "two")
+    assert "every pixel" not in report.summary()
+
+
 def test_transparency_is_dropped_and_the_overlay_blends(photos, tmp_path):
     clear = np.zeros((9, 9, 4), np.uint8)
     clear[..., :3] = 230

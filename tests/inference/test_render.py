@@ -65,6 +65,16 @@ def test_overlay_blends(scene, alpha):
     np.testing.assert_array_equal(image, before)
 
 
+def test_a_black_class_is_not_painted(scene):
+    image, mask = scene
+    palette = [(0, 0, 0), *PALETTE[1:]]
+    got = render.overlay(image, mask, palette)
+    np.testing.assert_array_equal(got[mask == 0], image[mask == 0])
+    assert (got[mask == 1] != image[mask == 1]).any()
+    strip = render.legend(["background"], [(0, 0, 0)], 300)
+    assert (strip == 0).all(-1).sum() < 100  # an empty square
+
+
 def test_overlay_of_bright_colours_does_not_wrap():
     white = np.full((2, 2, 3), 255, np.uint8)
     got = render.overlay(white, np.zeros((2, 2), int), [(255, 255, 255)], 0.5)
