@@ -155,7 +155,13 @@ def describe(name: str, module: ModuleType) -> str:
         default = "" if flag.default in (None, "", [], False) else f" (default: {flag.default_as_str})"
         lines.append(f"  --{flag.name}\n      {' '.join((flag.help or '').split())}{default}")
     if any(flag.name == "config" for flag in options(name, module)):
-        lines.append("  --config.FIELD=VALUE\n      a field of the config (hfgd_jax/config/fields.py)")
+        from hfgd_jax.config import describe as fields  # loads ml_collections: not for `hfgd --help`
+
+        lines += [
+            "",
+            "the config's fields, with their defaults (a config file may have others):",
+            fields.options(),
+        ]
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from hfgd_jax.config import describe
 from hfgd_jax.errors import UserError
 from hfgd_jax.evaluation import evaluator
 from hfgd_jax.export import exporter
@@ -88,6 +89,7 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "orbax", _DEFAULTS["orbax"], "export: the parameters as an orbax checkpoint, too, as large again."
     )
+    flags.DEFINE_bool("print_config", False, "Print every field, its value and where that is from, and end.")
     processes.define_flags()
 
 
@@ -130,8 +132,11 @@ def main(_: list[str]) -> int:
     """Does what `--mode` says; returns the exit code."""
     values = flags.FLAGS
     check_mode({name: values[name].value for name in ("mode", *OF_MODES)})
-    processes.start()
     config, workdir = values.config, values.workdir
+    if values.print_config:
+        print(describe.values(config, config_flags.get_override_values(values["config"])))
+        return 0
+    processes.start()
     checkpoint = values.checkpoint or "latest"
     storage.resolve(workdir, "--workdir", arrays=True)
     if values.mode == "train":

@@ -122,8 +122,10 @@ def test_inference_knows_nothing_of_runs_and_weights():
 
 
 def test_a_bundles_loader_needs_jax_and_numpy_alone():
+    """Pillow is imported where an image file is read, and nowhere else."""
     outside = {name.split(".")[0] for name in _imports("hfgd_jax.export.loader")} - sys.stdlib_module_names
-    assert outside == {"jax", "numpy"}
+    inside = _imports("hfgd_jax.export.loader", inside_functions_only=True)
+    assert outside == {"jax", "numpy", "PIL"} and {name.split(".")[0] for name in inside} == {"PIL"}
 
 
 def test_no_circles():

@@ -332,7 +332,7 @@ def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
 
 def check_field(name: str) -> None:
     """Raises UserError, with the nearest right one, where no field has this dotted name."""
-    names = list(_flatten(default().to_dict()))
+    names = list(flat(default()))
     if name in names:
         return
     inside = [other.removeprefix(f"{name}.") for other in names if other.startswith(f"{name}.")]
@@ -342,6 +342,11 @@ def check_field(name: str) -> None:
     near += difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean config.{near[0]}? " if near else ""
     raise UserError(f"--config.{name}: no such field; {hint}hfgd_jax/config/fields.py lists all")
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """Dotted name of each field -> its value."""
+    return _flatten(config.to_dict())
 
 
 def _initials(name: str) -> str:
