@@ -1,7 +1,6 @@
 """Scores of a model at the label's own resolution: one checkpoint, several, or a run's as they appear."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from hfgd_jax.runs.checkpoints import Checkpoints
 from hfgd_jax.runs.log import write_metrics
 from hfgd_jax.runs.system import load, open_data
 from hfgd_jax.runtime import collectives, sharding, storage
+from hfgd_jax.runtime.progress import Doing
 from hfgd_jax.runtime.signals import Stop
 from hfgd_jax.runtime.stall import NO_LIMIT, StallLimit
 
@@ -249,17 +249,17 @@ class _CheckpointScorer:
         system, variables, step, _ = load(self.config, str(self.workdir), which)
         if self._evaluator is None:
             self._evaluator = Evaluator(system.model, self.config, system.mesh)
-        scores = self._evaluator.score(
-            variables, self.split, system.mean_pixel, self.stop, self._progress, self.stall
-        )
+        with Doing(f"evaluating step {step}", -(-len(self.split) // jax.process_count())) as doing:
+            scores = self._evaluator.score(
+                variables, self.split, system.mean_pixel, self.stop, doing, self.stall
+            )
         if scores is None:
             return None
         classes = self.split.table.classes
         summary, shapes = scores.summary(classes), len(self._evaluator.inference.shapes)
         data = self.config.data
-        clear = "\r\x1b[K" if sys.stdout.isatty() else ""
         self.info(
-            f"{clear}{scores.table(classes)}\n"
+            f"{scores.table(classes)}\n"
             f"step {step}, {len(self.split)} images of {data.dataset}/{data.eval_split}; "
             f"the model was compiled for {shapes} {'shape' if shapes == 1 else 'shapes'}\n"
             f"mIoU: {summary['mIoU'] or 0.0:.4f}"
@@ -282,10 +282,6 @@ class _CheckpointScorer:
         """A line of process 0."""
         if jax.process_index() == 0:
             print(text, flush=True)
-
-    def _progress(self, images: int) -> None:
-        if sys.stdout.isatty() and jax.process_index() == 0:
-            print(f"\r\x1b[K{images}/{len(self.split)} images", end="", flush=True)
 
 
 def _watch(scorer: _CheckpointScorer) -> None:

@@ -34,6 +34,7 @@ from hfgd_jax.models import backbones, build_model
 from hfgd_jax.runs.checkpoints import Checkpoints
 from hfgd_jax.runs.system import load
 from hfgd_jax.runtime import sharding
+from hfgd_jax.runtime.progress import Doing
 
 DTYPES = ("float32", "bfloat16")
 BOUND = 1e-4  # of float32's largest difference, relative to the largest logit
@@ -159,7 +160,8 @@ def _write(
     for dtype in dtypes:
         program = Program(config, dtype)
         weights = program.read(variables, fold_batch_norm=fold_batch_norm)
-        variants[dtype] = bundle.write_variant(folder, dtype, weights, program.lower(weights))
+        with Doing(f"{dtype}: lowering the program for {', '.join(programs.PLATFORMS)}"):
+            variants[dtype] = bundle.write_variant(folder, dtype, weights, program.lower(weights))
         sizes = {what: (folder / name).stat().st_size / 1e6 for what, name in variants[dtype].items()}
         log(f"{dtype}: weights {sizes['weights']:.1f} MB, program {sizes['program']:.1f} MB")
     return variants
@@ -191,10 +193,12 @@ def _compare(
         model.scale = (1, 1)  # rescaling images is not the model's
         candidates[dtype] = lambda images, model=model: model(images, logits=True)
     tested = [_test_images(size)[:batch] for size in sizes for batch in BATCHES]
-    wanted = [(images, reference(images)) for images in tested]
+    with Doing("computing what the model itself says"):
+        wanted = [(images, reference(images)) for images in tested]
     figures = {}
     for name, candidate in candidates.items():
-        found = figures[name] = difference(candidate, wanted)
+        with Doing(f"{name}: comparing what was written with the model"):
+            found = figures[name] = difference(candidate, wanted)
         log(
             f"{name}: max |difference| {found['max_difference']:.1e} of the largest logit, "
             f"{found['differing_pixels']:.3%} of the mask's pixels differ"

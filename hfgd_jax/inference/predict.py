@@ -18,6 +18,7 @@ from hfgd_jax.errors import UserError, escaped
 from hfgd_jax.inference import render
 from hfgd_jax.inference.inputs import Size, Source, Unreadable, find_images, of_file, of_record, read_image
 from hfgd_jax.runtime import storage
+from hfgd_jax.runtime.progress import Doing
 
 RAW_ENDING = "_labelIds"  # of masks in raw ids, as Cityscapes names its own
 
@@ -122,7 +123,8 @@ def run(
         try:
             if isinstance(image, Unreadable):
                 raise image
-            mask, tiles = _predict_one(predictor, image)
+            with Doing(f"predicting {escaped(job.source.title)}"):  # the first one of a size compiles
+                mask, tiles = _predict_one(predictor, image)
         except Unreadable as error:
             skipped.append(f"{job.source.title}: {error}")
             log(f"{head}: skipped: {escaped(str(error))}")

@@ -14,16 +14,10 @@ from tensorboardX import SummaryWriter
 
 from hfgd_jax.errors import UserError
 from hfgd_jax.runtime import storage
+from hfgd_jax.runtime.progress import duration
 
 _UPLOAD_PAUSE = 60.0  # seconds from one copying of events into a bucket to the next
 _UPLOAD_MOST = 4 * 2**20  # bytes of an event file in a bucket, which is copied whole; then comes another
-
-
-def duration(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Stopwatch:

@@ -10,11 +10,13 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Handler = Callable[[int, FrameType | None], object]
+SAME = 0.5  # seconds in which another signal is the same one again: of a terminal and of what passes it on
 
 
 @contextlib.contextmanager
@@ -22,7 +24,7 @@ def answered(note: Callable[[int], None], handlers: dict[int, Handler]) -> Itera
     """For the time of the block, calls `note(number)` for each of these signals at once, in another thread.
 
     Args:
-        note: takes a signal's number.
+        note: takes a signal's number; signals that follow within `SAME` seconds are left out.
         handlers: by signal, what the main thread does when it gets to it.
     """
     ours, interpreters = socket.socketpair()
@@ -43,8 +45,11 @@ def answered(note: Callable[[int], None], handlers: dict[int, Handler]) -> Itera
 
 
 def _listen(ours: socket.socket, note: Callable[[int], None], handlers: dict[int, Handler]) -> None:
+    last = -SAME
     while received := ours.recv(1):
-        if received[0] in handlers:
+        now = time.monotonic()
+        if received[0] in handlers and now - last >= SAME:
+            last = now
             note(received[0])
 
 

@@ -19,10 +19,11 @@ from hfgd_jax.inference import render
 from hfgd_jax.models import macs
 from hfgd_jax.runs import checkpoints, optim
 from hfgd_jax.runs.lease import Lease
-from hfgd_jax.runs.log import RunLog, Stopwatch, duration
+from hfgd_jax.runs.log import RunLog, Stopwatch
 from hfgd_jax.runs.system import balanced, build, initial_state, open_data
 from hfgd_jax.runs.workdir import check_workdir, failing_in_one_line
 from hfgd_jax.runtime import collectives, sharding, storage
+from hfgd_jax.runtime.progress import Doing, duration
 from hfgd_jax.runtime.signals import Stop
 from hfgd_jax.runtime.stall import StallLimit
 from hfgd_jax.training.step import check_memory, compile_step
@@ -46,7 +47,8 @@ class Loop:
         self.system = balanced(self.system, self.train_split)
         self.stall = StallLimit(config.train.stall_timeout, self.workdir)
         self.saved = checkpoints.Checkpoints(self.workdir, keep=config.checkpoint.keep, stall=self.stall)
-        self.state, self.origin = initial_state(self.system, self.saved)
+        with Doing("making the first weights, or restoring the last ones"):
+            self.state, self.origin = initial_state(self.system, self.saved)
         self.step = self.first = int(self.state.step)
         self.evaluator = Evaluator(self.system.model, config, self.system.mesh)
         self.log = RunLog(self.workdir, config.train.steps, step=self.step)
@@ -130,7 +132,7 @@ class Loop:
 
     def _compile(self, batch: dict[str, jax.Array]) -> Callable:
         start = time.perf_counter()
-        with self.stop.after("the compilation"):
+        with self.stop.after("the compilation"), Doing("compiling the training step"):
             compiled = compile_step(self.system, self.state, batch)
             needed = check_memory(compiled, self.config, self.system.mesh)
             collectives.barrier("compiled")
@@ -227,13 +229,16 @@ class Loop:
 
     def _evaluate(self) -> None:
         start = time.perf_counter()
-        scores = self.evaluator.score(
-            self.state.model,
-            self.eval_split,
-            self.system.mean_pixel,
-            should_stop=self.stop,
-            stall=self.stall,
-        )
+        share = -(-len(self.eval_split) // jax.process_count())  # of this process
+        with Doing(f"evaluating at step {self.step}", share) as doing:
+            scores = self.evaluator.score(
+                self.state.model,
+                self.eval_split,
+                self.system.mean_pixel,
+                should_stop=self.stop,
+                on_batch=doing,
+                stall=self.stall,
+            )
         if scores is None:  # stopped: the evaluation is made up for on restart
             return
         summary = scores.summary(self.train_split.table.classes)
