@@ -1,11 +1,9 @@
 """What all tests share: eight CPU devices, parsed flags, and tiny data sets in the real layouts."""
 
-import contextlib
 import gc
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 # Compiling is most of what the tests do; code that is compiled in a fifth of the time will do.
 QUICK = " ".join(
@@ -34,20 +32,17 @@ CHECKED = [
 ]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
+from small_model import light_backbones
 
 from hfgd_jax.data import builders
 from hfgd_jax.data.builders import shapes
 from hfgd_jax.data.labels import TABLES
-from hfgd_jax.models import BACKBONES
 from hfgd_jax.models.backbones import convnext, resnet, swin
-from hfgd_jax.models.layers import Conv
 from hfgd_jax.weights import pretrained
 
 gc.set_threshold(100_000, 30, 100)  # tracing makes objects by the million; looking through them took a tenth
@@ -79,32 +74,6 @@ def shallow():
         pretrained.backbone_shapes.cache_clear()
         yield
     pretrained.backbone_shapes.cache_clear()
-
-
-class LightBackbone(nn.Module):
-    """Five convolutions in place of a backbone, where the rest of the model is what is tested."""
-
-    output_stride: int = 32
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x, train):
-        x, pyramid = Conv(8, 3, 2, dtype=self.dtype, name="stem")(x), {}
-        for level in (4, 8, 16, 32):
-            stride = 2 if level <= self.output_stride else 1
-            conv = Conv(8, 3, stride, use_bias=True, dtype=self.dtype, name=f"stage_{level}")
-            x = pyramid[level] = nn.relu(conv(x))
-        return pyramid
-
-
-@contextlib.contextmanager
-def light_backbones():
-    """The tiny configurations' backbones are a LightBackbone."""
-    build = lambda output_stride, dtype, **others: LightBackbone(output_stride, dtype)  # noqa: E731
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("resnet18", "convnext_a", "swin_t"):
-            patch.setitem(BACKBONES, name, BACKBONES["resnet18"]._replace(build=build))
-        yield
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """A segmenter that compiles in no time, for tests of what is built around one; and pictures."""
 
+import contextlib
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +12,8 @@ import numpy as np
 from hfgd_jax import config as configuration
 from hfgd_jax import geometry
 from hfgd_jax.inference.views import Inference
+from hfgd_jax.models import BACKBONES
+from hfgd_jax.models.layers import Conv
 from hfgd_jax.models.segmenter import Outputs
 
 MEAN = np.array([120.0, 120.0, 120.0])
@@ -34,6 +38,35 @@ class Small(nn.Module):
         for width in (6, 8):
             x = nn.tanh(nn.Conv(width, kernel, strides=2, padding=padding)(x))
         return Outputs(nn.Dense(self.classes)(nn.tanh(nn.Conv(8, (3, 3))(x))))
+
+
+class LightBackbone(nn.Module):
+    """Five convolutions in place of a backbone, where the rest of the model is what is tested."""
+
+    output_stride: int = 32
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train):
+        x, pyramid = Conv(8, 3, 2, dtype=self.dtype, name="stem")(x), {}
+        for level in (4, 8, 16, 32):
+            stride = 2 if level <= self.output_stride else 1
+            conv = Conv(8, 3, stride, use_bias=True, dtype=self.dtype, name=f"stage_{level}")
+            x = pyramid[level] = nn.relu(conv(x))
+        return pyramid
+
+
+@contextlib.contextmanager
+def light_backbones():
+    """The tiny configurations' backbones are a LightBackbone."""
+    build = lambda output_stride, dtype, **others: LightBackbone(output_stride, dtype)  # noqa: E731
+    names = ("resnet18", "convnext_a", "swin_t")
+    before = {name: BACKBONES[name] for name in names}
+    BACKBONES.update({name: BACKBONES["resnet18"]._replace(build=build) for name in names})
+    try:
+        yield
+    finally:
+        BACKBONES.update(before)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,19 +1,19 @@
 """Real processes, started here: they restore, score and train what one process does."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from worker import SHALLOW, flat, restored, scored, trained
+from worker import flat, restored, scored, trained
 
 from hfgd_jax import config as configuration
 from hfgd_jax.data import builders
 from hfgd_jax.data.builders import shapes
 from hfgd_jax.data.prepared import open_split
 from hfgd_jax.evaluation import metrics
-from hfgd_jax.models.backbones import convnext
 from hfgd_jax.runs import checkpoints
 from hfgd_jax.runs.system import build, initial_state
 
@@ -22,15 +22,11 @@ ROOT = WORKER.parent.parent.parent
 STEPS, IMAGES = 8, 11  # eleven: no number of devices or processes divides them
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(convnext.VARIANTS, "convnext_a", SHALLOW["convnext_a"])
-        yield
+pytestmark = pytest.mark.usefixtures("light_backbone_everywhere")
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(light_backbone_everywhere, tmp_path_factory):
     """A config on eight devices of this process, and a folder with its data and a checkpoint of step 0."""
     folder = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
@@ -38,8 +34,8 @@ def alone(tmp_path_factory):
         builders.prepare("shapes", None, folder / "data", report=lambda line: None)
     config = configuration.default()
     configuration.set_method(config, "sa_car")
-    # A few smooth blocks, and short steps: sums in another order flip a ReLU here and there, and a deep
-    # ResNet's statistics over few pixels make so much of it that two runs part within some steps.
+    # A light backbone and short steps: sums in another order flip a ReLU here and there, and a deep ResNet's
+    # statistics over few pixels make so much of it that two runs part within some steps.
     configuration.set_backbone(config, "convnext_a")
     configuration.set_tiny(config)
     config.data.data_dir = str(folder / "data")
@@ -71,7 +67,7 @@ def together(alone, tmp_path_factory, user_env, free_port):
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
-            env=user_env | {"XLA_FLAGS": devices, "PYTHONPATH": str(ROOT)},
+            env=user_env | {"XLA_FLAGS": devices, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         )
         for i in range(2)
     ]

@@ -8,17 +8,15 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from small_model import light_backbones
 
 from hfgd_jax import config as configuration
 from hfgd_jax.data import pipeline
 from hfgd_jax.evaluation.evaluator import Evaluator
-from hfgd_jax.models.backbones import convnext
 from hfgd_jax.runs.checkpoints import Checkpoints
 from hfgd_jax.runs.system import abstract_state, build, initial_state, open_data
 from hfgd_jax.runtime import collectives, processes, sharding
 from hfgd_jax.training.step import compile_step
-
-SHALLOW = {"convnext_a": convnext.VARIANTS["convnext_a"]._replace(depths=(1, 1, 1, 1))}
 
 
 def flat(tree):
@@ -77,7 +75,6 @@ def batches_of(config, system):
 def main(config_file, workdir, step, out, mesh):
     """Does all of it on the mesh, and writes it to `out/PROCESS_*.npz`."""
     processes.start()
-    convnext.VARIANTS |= SHALLOW
     config = configuration.from_json(Path(config_file).read_text())
     config.mesh.update(json.loads(mesh))
     system, state = restored(config, workdir, int(step))
@@ -91,4 +88,5 @@ def main(config_file, workdir, step, out, mesh):
 
 if __name__ == "__main__":
     processes.define_flags()
-    main(*flags.FLAGS(sys.argv)[1:])
+    with light_backbones():
+        main(*flags.FLAGS(sys.argv)[1:])
