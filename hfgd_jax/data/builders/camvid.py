@@ -1,4 +1,4 @@
-"""CamVid, 11 classes: SOURCE/{train,val,test}/{images/NAME.jpg,labels/NAME.png}."""
+"""CamVid, 11 classes, in either layout of its copies: see `Camvid.LAYOUT`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,10 @@ class Camvid(base.SegmentationBuilder):
 
     NAME = "camvid"
     VERSION = tfds.core.Version("1.0.0")
-    LAYOUT = "SOURCE/{train,val}/{images/NAME.jpg,labels/NAME.png}; a test folder likewise, if there is one"
+    LAYOUT = (
+        "SOURCE/{train,val}/{images/NAME.jpg,labels/NAME.png}, or the SegNet tutorial's "
+        "SOURCE/{train,val}/NAME.png beside SOURCE/{train,val}annot/NAME.png; test likewise, if it is there"
+    )
     COUNTS = {"train": 367, "val": 101, "test": 233}
 
     @classmethod
@@ -23,6 +26,8 @@ class Camvid(base.SegmentationBuilder):
         found = {}
         for name in ("train", "val", "test"):
             images, labels = source / name / "images", source / name / "labels"
+            if not images.is_dir() and (source / "trainannot").is_dir():
+                images, labels = source / name, source / f"{name}annot"
             if name == "test" and not images.is_dir():
                 continue
             labelled = name != "test" or labels.is_dir()
