@@ -147,6 +147,20 @@ def test_what_stands_beside_the_weights(name, text, words, folder, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_other_spellings_of_a_data_sets_names_are_recognised():
+    """As mmsegmentation's ADE20K has them: stray blanks, and some synonyms at the same places."""
+    ade = TABLES["ade20k"]
+    names = {str(i): name for i, name in enumerate(ade.classes)}
+    names |= {str(7): f"{names['7']} ", str(89): "television receiver", str(141): "crt screen"}
+    assert import_weights.label_table({"id2label": names}, {}) == ade
+    other = names | {str(i): f"thing {i}" for i in range(9)}
+    table = import_weights.label_table({"id2label": other}, {})
+    assert table.name == "imported" and table.classes[89] == "television receiver"
+    camvid = list(TABLES["camvid"].classes)
+    swapped = dict(enumerate([camvid[1], camvid[0], *camvid[2:]]))
+    assert import_weights.label_table({"id2label": swapped}, {}).name == "imported"
+
+
 def test_label_tables():
     camvid = TABLES["camvid"]
     given = {"id2label": {i: f"{name.title()}, or so" for i, name in enumerate(camvid.classes)}}
