@@ -1,9 +1,9 @@
-"""CamVid, 11 classes: at three quarters of its resolution on two CPU cores, or whole (`full`).
+"""CamVid, 11 classes: small crops and narrow layers for two CPU cores, or the paper's (`full`).
 
     python -m hfgd_jax.main --config configs/camvid.py:backbone=resnet18,method=hfgd --workdir runs/camvid
 
 Arguments: backbone (of config.BACKBONES), method (of config.METHODS), weights (a file for the backbone), full
-(whole resolution, the paper's widths), tiny, without_data.
+(whole images, the paper's widths), tiny, without_data.
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +24,6 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.checkpoint.every = 200
     if not args.full:
         config.model.channels = 96
-        config.data.update({"input_scale": 0.75, "crop": (161, 193)})
+        config.data.crop = (161, 193)
         config.train.update({"steps": 1200, "dtype": "float32"})
     return recipe.finish(config, args)
