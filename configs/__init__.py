@@ -3,13 +3,12 @@
 Not here: what a config's fields are and may hold (`hfgd_jax/config/`).
 """
 
-import difflib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hfgd_jax.errors import UserError
+from hfgd_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -29,8 +28,8 @@ def path(name: str) -> Path:
         UserError: no config has this name.
     """
     if name not in names():
-        near = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        near = nearest(name, names())
+        hint = f"did you mean {near!r}? " if near else ""
         raise UserError(f"config {name!r}: unknown; {hint}one of {', '.join(names())}, or the path of a file")
     return FOLDER / f"{name}.py"
 

@@ -9,7 +9,6 @@
 with the same options; `--config` takes the name of a config of the package as well as a file.
 """
 
-import difflib
 import importlib
 import inspect
 import sys
@@ -18,7 +17,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from hfgd_jax import __version__
-from hfgd_jax.errors import UserError
+from hfgd_jax.errors import UserError, nearest
 from hfgd_jax.runtime import interrupts
 
 
@@ -191,8 +190,8 @@ def forget_options() -> None:
 
 
 def _refuse(word: str) -> int:
-    near = difflib.get_close_matches(word, [*COMMANDS, "completion"], n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(word, [*COMMANDS, "completion"])
+    hint = f"did you mean {near!r}? " if near else ""
     print(f"error: hfgd {word}: no such command; {hint}hfgd --help lists them", file=sys.stderr)
     return USER_ERROR
 

@@ -1,7 +1,9 @@
 """What a user is meant to read: the exceptions that end a command in one line, and warnings."""
 
+import difflib
 import sys
 import unicodedata
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -15,6 +17,11 @@ class UserError(ValueError):
 def warn(text: str) -> None:
     """A line on stderr about what needs no answer."""
     print("warning: " + printable(text), file=sys.stderr, flush=True)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that is most like a misspelt one, for a message; "" where none is."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), "")
 
 
 def printable(text: str) -> str:

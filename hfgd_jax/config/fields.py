@@ -5,7 +5,6 @@ returns the `ConfigDict`; command-line overrides (`--config.train.steps=200`) co
 called on the result, once, by every command.
 """
 
-import difflib
 import json
 from typing import Any
 
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 
 from hfgd_jax.config.checks import geometry_of, one_of
 from hfgd_jax.config.names import BACKBONES, CONVNEXTS, EFFICIENTNETS, RESNETS, SWINS
-from hfgd_jax.errors import UserError
+from hfgd_jax.errors import UserError, nearest
 
 # What a `method=` argument of a config stands for. Everything is a plain field afterwards.
 METHODS: dict[str, dict[str, Any]] = {
@@ -338,9 +337,9 @@ def check_field(name: str) -> None:
     inside = [other.removeprefix(f"{name}.") for other in names if other.startswith(f"{name}.")]
     if inside:
         raise UserError(f"--config.{name}: is a group of fields; name one of {', '.join(inside)}")
-    near = [other for other in names if _initials(other) == name]  # optim.lr
-    near += difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean config.{near[0]}? " if near else ""
+    near = next((other for other in names if _initials(other) == name), "")  # optim.lr
+    near = near or nearest(name, names)
+    hint = f"did you mean config.{near}? " if near else ""
     raise UserError(f"--config.{name}: no such field; {hint}hfgd_jax/config/fields.py lists all")
 
 

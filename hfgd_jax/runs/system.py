@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from hfgd_jax import config as configuration
 from hfgd_jax import losses
 from hfgd_jax.data import builders
-from hfgd_jax.data.builders import parallel
 from hfgd_jax.data.class_counts import class_counts
 from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.data.prepared import Split, open_split
@@ -25,6 +24,7 @@ from hfgd_jax.errors import UserError
 from hfgd_jax.models import backbones, build_model
 from hfgd_jax.runs import checkpoints, optim
 from hfgd_jax.runtime import sharding
+from hfgd_jax.runtime.progress import Progress
 from hfgd_jax.weights import pretrained, sources
 
 
@@ -201,7 +201,7 @@ def balanced(system: System, split: Split) -> System:
     """
     if system.config.loss.balance == "none":
         return system
-    report = parallel.Progress() if jax.process_index() == 0 else None
+    report = Progress() if jax.process_index() == 0 else None
     counts = class_counts(split, skip_corrupt=system.config.data.skip_corrupt, report=report)
     config = system.config.copy_and_resolve_references()
     config.loss.update({"balance": "none", "class_weights": losses.median_frequency(*counts)})

@@ -15,6 +15,28 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class Progress:
+    """Prints lines that end in `done/total`.
+
+    On a terminal they are written over each other; elsewhere there is one every few seconds, and the last of
+    each total.
+    """
+
+    def __init__(self, stream: TextIO | None = None, seconds: float = 5.0) -> None:
+        self.stream, self.last = stream or sys.stderr, time.monotonic()
+        self.terminal = self.stream.isatty()
+        self.seconds = 0.1 if self.terminal else seconds
+
+    def __call__(self, line: str) -> None:
+        done, _, total = line.rpartition(" ")[2].partition("/")
+        end = done == total
+        if end or time.monotonic() - self.last >= self.seconds:
+            self.last = time.monotonic()
+            start = "\r" if self.terminal else ""
+            self.stream.write(start + line + ("" if self.terminal and not end else "\n"))
+            self.stream.flush()
+
+
 class Doing:
     """Tells on stderr, from time to time, what the block is at and how far; a context manager.
 

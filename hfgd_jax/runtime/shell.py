@@ -1,6 +1,5 @@
 """What every command shares: parsed flags, exit codes, and one line for an error of the user."""
 
-import difflib
 import itertools
 import os
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from hfgd_jax import config as configuration
-from hfgd_jax.errors import UserError, printable
+from hfgd_jax.errors import UserError, nearest, printable
 from hfgd_jax.runtime import interrupts
 
 USER_ERROR = 2
@@ -113,8 +112,8 @@ def check_words(words: Sequence[str]) -> None:
         elif flag == "config" and flag in flags.FLAGS:
             _check_config_file((value if equals else after).partition(":")[0])
         elif flag not in flags.FLAGS and flag.removeprefix("no") not in flags.FLAGS:
-            near = difflib.get_close_matches(flag, list(flags.FLAGS), n=1, cutoff=0.5)
-            raise UserError(f"--{flag}: no such option{f'; did you mean --{near[0]}?' if near else ''}")
+            near = nearest(flag, flags.FLAGS)
+            raise UserError(f"--{flag}: no such option{f'; did you mean --{near}?' if near else ''}")
 
 
 def _check_config_file(path: str) -> None:
@@ -122,8 +121,8 @@ def _check_config_file(path: str) -> None:
         return
     folder = Path(path).parent
     there = sorted(str(file) for file in folder.glob("*.py")) if folder.is_dir() else []
-    near = difflib.get_close_matches(path, there, n=1)
-    raise UserError(f"--config={path}: no such file{f'; did you mean {near[0]}?' if near else ''}")
+    near = nearest(path, there)
+    raise UserError(f"--config={path}: no such file{f'; did you mean {near}?' if near else ''}")
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

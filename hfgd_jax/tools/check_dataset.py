@@ -27,6 +27,7 @@ from hfgd_jax.data.builders.folder import Folder
 from hfgd_jax.data.labels import IGNORE, LabelTable
 from hfgd_jax.errors import UserError, escaped
 from hfgd_jax.runtime import shell
+from hfgd_jax.runtime.progress import Progress
 from hfgd_jax.tools import label_hints
 from hfgd_jax.tools.prepare import define_division_flags, division_options
 
@@ -262,7 +263,7 @@ def _watched(
     dataset: str, name: str, findings: Iterable[Finding], records: Sequence[object]
 ) -> Iterator[Finding]:
     """Passes the findings on; prints progress where stderr is a terminal."""
-    progress = parallel.Progress() if sys.stderr.isatty() else None
+    progress = Progress() if sys.stderr.isatty() else None
     for done, found in enumerate(findings, start=1):
         if progress:
             progress(f"{dataset} {name}: {done}/{len(records)}")

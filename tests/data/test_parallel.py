@@ -1,11 +1,10 @@
-"""Work on many records at once: in order, in bounds, and told of."""
+"""Work on many records at once: in order and in bounds."""
 
-import io
 import threading
 
 import pytest
 
-from hfgd_jax.data.builders.parallel import Progress, ordered_map
+from hfgd_jax.data.builders.parallel import ordered_map
 
 
 def test_results_come_in_the_items_order():
@@ -41,19 +40,3 @@ def test_an_exception_is_raised_in_its_items_place():
         for result in ordered_map(work, range(100), threads=4):
             seen.append(result)
     assert seen == list(range(7))
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_overwrites_its_line_on_terminals_alone(terminal):
-    stream = io.StringIO()
-    stream.isatty = lambda: terminal
-    progress = Progress(stream, seconds=1000)
-    progress.seconds = 1000
-    for split, total in (("train", 3), ("val", 1)):
-        for done in range(1, total + 1):
-            progress(f"toy {split}: {done}/{total}")
-    start = "\r" if terminal else ""
-    assert stream.getvalue() == f"{start}toy train: 3/3\n{start}toy val: 1/1\n"
-    progress.seconds = 0
-    progress("toy test: 1/2")
-    assert stream.getvalue().endswith("\rtoy test: 1/2" if terminal else "toy test: 1/2\n")

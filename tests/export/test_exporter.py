@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax import export as jax_export
 from PIL import Image
+from safetensors.numpy import load_file
 from tiny_exports import ALONE, pictures, random_variables, tiny
 
 from hfgd_jax import config as configuration
@@ -156,7 +157,10 @@ def test_the_manifest_tells_what_was_written(run, exported):
     assert manifest["parity"]["float32"]["max_difference"] <= exporter.BOUND
     assert manifest["parity"]["batches"] == [1, 3] and len(manifest["parity"]["sizes"]) == 2
     size = {d: (path / d / "weights.safetensors").stat().st_size for d in exporter.DTYPES}
-    assert size["bfloat16"] < 0.55 * size["float32"]
+    arrays = {
+        d: sum(leaf.nbytes for leaf in load_file(path / d / "weights.safetensors").values()) for d in size
+    }
+    assert arrays["bfloat16"] < 0.51 * arrays["float32"]  # the files' headers are alike, and weigh here
     for dtype in exporter.DTYPES:
         assert any(line.startswith(f"{dtype}: weights {size[dtype] / 1e6:.1f} MB") for line in lines)
         assert any(line.startswith(f"{dtype}: max |difference|") for line in lines)

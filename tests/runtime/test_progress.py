@@ -3,7 +3,9 @@
 import io
 import time
 
-from hfgd_jax.runtime.progress import Doing
+import pytest
+
+from hfgd_jax.runtime.progress import Doing, Progress
 
 
 class Terminal(io.StringIO):
@@ -42,3 +44,19 @@ def test_the_time_left_goes_by_what_is_done():
     doing(25)
     assert doing.line(30.0) == "evaluating: 25/100, ETA 1:30"
     assert Doing("compiling").line(3725.0) == "compiling: 1:02:05"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_overwrites_its_line_on_terminals_alone(terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    progress = Progress(stream, seconds=1000)
+    progress.seconds = 1000
+    for split, total in (("train", 3), ("val", 1)):
+        for done in range(1, total + 1):
+            progress(f"toy {split}: {done}/{total}")
+    start = "\r" if terminal else ""
+    assert stream.getvalue() == f"{start}toy train: 3/3\n{start}toy val: 1/1\n"
+    progress.seconds = 0
+    progress("toy test: 1/2")
+    assert stream.getvalue().endswith("\rtoy test: 1/2" if terminal else "toy test: 1/2\n")

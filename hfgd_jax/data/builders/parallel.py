@@ -1,12 +1,10 @@
-"""Maps a function over records on threads, in order and in little memory; and prints progress."""
+"""Maps a function over records on threads, in order and in little memory."""
 
 import collections
 import concurrent.futures
 import os
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,25 +33,3 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int | N
 def _cores() -> int:
     """Cores that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Progress:
-    """Prints lines that end in `done/total`.
-
-    On a terminal they are written over each other; elsewhere there is one every few seconds, and the last of
-    each total.
-    """
-
-    def __init__(self, stream: TextIO | None = None, seconds: float = 5.0) -> None:
-        self.stream, self.last = stream or sys.stderr, time.monotonic()
-        self.terminal = self.stream.isatty()
-        self.seconds = 0.1 if self.terminal else seconds
-
-    def __call__(self, line: str) -> None:
-        done, _, total = line.rpartition(" ")[2].partition("/")
-        end = done == total
-        if end or time.monotonic() - self.last >= self.seconds:
-            self.last = time.monotonic()
-            start = "\r" if self.terminal else ""
-            self.stream.write(start + line + ("" if self.terminal and not end else "\n"))
-            self.stream.flush()

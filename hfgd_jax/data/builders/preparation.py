@@ -21,6 +21,7 @@ from hfgd_jax.data.builders.base import SegmentationBuilder
 from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.errors import UserError
 from hfgd_jax.runtime import storage
+from hfgd_jax.runtime.progress import Progress
 
 _SHARD_RECORDS = 1000
 _CHUNK = 64  # records between two writes of the metadata
@@ -87,7 +88,7 @@ def prepare(
             fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends, however it does
             builder = builder_class(data_dir=str(staging), source=str(source), file_format="array_record")
             try:
-                _write(builder, splits, report or parallel.Progress())
+                _write(builder, splits, report or Progress())
             except OSError as error:  # a full disk, say
                 raise UserError(f"{data_dir}: preparing {dataset!r} failed ({error})") from None
             (_move_into_place if here else _upload)(staging, target, overwrite)
