@@ -107,6 +107,7 @@ def test_a_signal_is_answered_while_native_code_runs_and_a_second_one_ends(tmp_p
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
         assert process.stdout.readline() == "compiling\n"
+        time.sleep(0.5)  # it is in native code by now
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)  # passed on by a supervisor, say: the same once more
