@@ -72,7 +72,7 @@ def main() -> None:
     name, rest = find(words)
     if name is None:
         sys.exit(_refuse(" ".join(words[:1])))
-    interrupts.end_at_once()
+    interrupts.while_loading()
     run(name, rest)
 
 
@@ -147,34 +147,18 @@ def with_config_files(words: Sequence[str]) -> list[str]:
 
 def describe(name: str, module: ModuleType) -> str:
     """What `hfgd NAME --help` prints: what the module does, and its options with their defaults."""
+    from hfgd_jax.runtime import shell
+
     command = COMMANDS[name]
     about = module.MODES[command.mode] if command.mode else inspect.getdoc(module)
-    lines = [about or command.about, "", "options:"]
-    for flag in options(name, module):
-        default = "" if flag.default in (None, "", [], False) else f" (default: {flag.default_as_str})"
-        lines.append(f"  --{flag.name}\n      {' '.join((flag.help or '').split())}{default}")
-    if any(flag.name == "config" for flag in options(name, module)):
-        from hfgd_jax.config import describe as fields  # loads ml_collections: not for `hfgd --help`
-
-        lines += [
-            "",
-            "the config's fields, with their defaults (a config file may have others):",
-            fields.options(),
-        ]
-    return "\n".join(lines)
+    return shell.usage(about or command.about, options(name, module))
 
 
 def options(name: str, module: ModuleType) -> list:
     """The flags of a subcommand whose module has defined them, in the order of their definition."""
-    from absl import flags
+    from hfgd_jax.runtime import shell
 
-    mode = COMMANDS[name].mode
-    found = [
-        flag
-        for owner, owned in flags.FLAGS.flags_by_module_dict().items()
-        if owner.startswith("hfgd_jax.")
-        for flag in owned
-    ]
+    mode, found = COMMANDS[name].mode, shell.own_flags()
     if not mode:
         return found
     return [f for f in found if f.name != "mode" and mode in module.OF_MODES.get(f.name, (mode,))]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from hfgd_jax.runtime import interrupts
 
 if __name__ == "__main__":
-    interrupts.end_at_once()
+    interrupts.while_loading()
 
 from absl import flags
 from etils import epath
@@ -60,7 +60,7 @@ _SPLIT = "split:"
 def define_flags() -> None:
     """The front door's flags."""
     config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
-    flags.DEFINE_string("workdir", None, "Run directory: checkpoints, metrics, images.", required=True)
+    flags.DEFINE_string("workdir", None, "Run directory: checkpoints, metrics, images; needed.")
     flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
     flags.DEFINE_string(
         "checkpoint",
@@ -133,9 +133,13 @@ def main(_: list[str]) -> int:
     values = flags.FLAGS
     check_mode({name: values[name].value for name in ("mode", *OF_MODES)})
     config, workdir = values.config, values.workdir
+    if config is None:
+        raise UserError("--config: needed, where --workdir names no run")
     if values.print_config:
         print(describe.values(config, config_flags.get_override_values(values["config"])))
         return 0
+    if not workdir:
+        raise UserError("--workdir: needed")
     processes.start()
     checkpoint = values.checkpoint or "latest"
     storage.resolve(workdir, "--workdir", arrays=True)

@@ -26,7 +26,7 @@ def hfgd(monkeypatch, capsys):
     def call(*words):
         cli.forget_options()
         monkeypatch.setattr(sys, "argv", ["hfgd", *words])
-        monkeypatch.setattr(cli.interrupts, "end_at_once", lambda: None)
+        monkeypatch.setattr(cli.interrupts, "while_loading", lambda: None)
         with pytest.raises(SystemExit) as ended:
             cli.main()
         return Done(ended.value.code, *capsys.readouterr())

@@ -116,6 +116,12 @@ def test_wrong_input_is_refused_in_one_line(call, arguments, says, shapes_dir, t
     assert says in refused(call(*arguments, f"--workdir={tmp_path / 'new'}", *more))
 
 
+def test_a_config_is_printed_without_a_run_directory_and_nothing_else_goes_without(call, shapes_dir):
+    done = call(TINY, "--print_config", "--config.train.steps=7")
+    assert done.returncode == 0 and "config.train.steps = 7  (command line)" in done.stdout
+    assert refused(call(TINY)) == "error: --workdir: needed"
+
+
 def test_another_runs_workdir_is_refused(call, run):
     workdir, data, _ = run
     result = call(TINY, f"--workdir={workdir}", f"--config.data.data_dir={data}", "--config.train.seed=7")

@@ -31,7 +31,8 @@ class Source:
         kind: what they are called after besides, where names are alike.
         title: what it is called in messages.
         size: its height and width without decoding it; (1, 1) where that is unknown.
-        read: the image, uint8 RGB `[h, w, 3]`; raises Unreadable.
+        read: the image, uint8 RGB `[h, w, 3]`, and what of the file is left out of it, if anything; raises
+            Unreadable.
         path: the file, None where it is no file of its own.
     """
 
@@ -39,7 +40,7 @@ class Source:
     kind: str
     title: str
     size: Callable[[], Size]
-    read: Callable[[], UInt8[np.ndarray, "h w 3"]]
+    read: Callable[[], tuple[UInt8[np.ndarray, "h w 3"], str]]
     path: epath.Path | None = None
 
 
@@ -69,6 +70,16 @@ def as_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(image.convert("RGB"))
 
 
+def left_out(image: Image.Image) -> str:
+    """What `as_rgb` leaves out of a loaded Pillow image, in words; empty where that is nothing."""
+    frames, parts = getattr(image, "n_frames", 1), []
+    if frames > 1:
+        parts.append(f"the first of {frames} images in it")
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        parts.append("transparent parts in the colour beneath")
+    return ", ".join(parts)
+
+
 def read_image(path: epath.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     """Reads any image as RGB, upright.
 
@@ -79,10 +90,15 @@ def read_image(path: epath.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         Unreadable: no image, cut short, of floats, or of more pixels than `image_files.MAX_PIXELS`.
     """
+    return read_with_remark(path)[0]
+
+
+def read_with_remark(path: epath.PathLike) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
+    """As `read_image`, and `left_out`."""
     try:
         with epath.Path(path).open("rb") as file, image_files.opened(file) as image:
             image.load()
-            return as_rgb(image)
+            return as_rgb(image), left_out(image)
     except Unreadable:
         raise
     except (
@@ -146,7 +162,7 @@ def of_file(path: epath.Path) -> Source:
         except Exception:  # read_image reports what is wrong
             return 1, 1
 
-    return Source(path.stem, path.suffix[1:], str(path), size, lambda: read_image(path), path)
+    return Source(path.stem, path.suffix[1:], str(path), size, lambda: read_with_remark(path), path)
 
 
 def of_record(split: Split, index: int) -> Source:
@@ -163,9 +179,9 @@ def of_record(split: Split, index: int) -> Source:
         except CorruptRecordError:
             return 1, 1
 
-    def read() -> np.ndarray:
+    def read() -> tuple[np.ndarray, str]:
         try:
-            return split.example(index)["image"]
+            return split.example(index)["image"], ""
         except CorruptRecordError as error:
             raise Unreadable(str(error)) from error
 

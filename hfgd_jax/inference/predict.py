@@ -115,14 +115,17 @@ def run(
         (output / "overlays").mkdir(exist_ok=True)
         _write_legend(output / "overlays" / "legend.png", table, overwrite)
     predictor.plan([job.source.size() for job in jobs])
+    for line in _renamed(jobs):
+        log(line)
     masks, skipped, stopped, seen = [], [], False, set()
-    for number, (job, image) in enumerate(_read_ahead(jobs), start=1):
+    for number, (job, loaded) in enumerate(_read_ahead(jobs), start=1):
         if stopped := should_stop():
             break
         head = f"[{number}/{len(jobs)}] {escaped(job.source.title)}"
         try:
-            if isinstance(image, Unreadable):
-                raise image
+            if isinstance(loaded, Unreadable):
+                raise loaded
+            image, remark = loaded
             with Doing(f"predicting {escaped(job.source.title)}"):  # the first one of a size compiles
                 mask, tiles = _predict_one(predictor, image)
         except Unreadable as error:
@@ -137,8 +140,9 @@ def run(
                 render.write_mask(job.mask, mask, table.palette)
         masks.append(job.mask)
         seen |= set(np.unique(mask).tolist())
-        note = f"  (in {tiles} tiles)" if tiles > 1 else ""
-        log(f"{head} -> {escaped(str(job.mask))}  {_shares(mask, table.classes)}{note}")
+        notes = "; ".join(filter(None, (f"in {tiles} tiles" if tiles > 1 else "", remark)))
+        shown = f"  ({notes})" if notes else ""
+        log(f"{head} -> {escaped(str(job.mask))}  {_shares(mask, table.classes)}{shown}")
     only = table.classes[seen.pop()] if len(seen) == 1 < min(len(masks), len(table.classes)) else None
     return PredictReport(tuple(masks), tuple(skipped), stopped, output, only)
 
@@ -222,10 +226,23 @@ def _names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
-def _read_ahead(jobs: Sequence[Job]) -> Iterator[tuple[Job, np.ndarray | Unreadable]]:
-    """Each job with its image, or with what is wrong with it; the next one is read meanwhile."""
+def _renamed(jobs: Sequence[Job]) -> Iterator[str]:
+    """A line for each name that several inputs have, so that none of their outputs is called that."""
+    alike: dict[str, list[str]] = {}
+    for job in jobs:
+        alike.setdefault(job.source.name.casefold(), []).append(job.overlay.stem)
+    for given, names in alike.items():
+        if len(names) > 1:
+            more = ", ..." if len(names) > 4 else ""
+            yield f"{len(names)} inputs are called {given!r}: their outputs are {', '.join(names[:4])}{more}"
 
-    def read(job: Job) -> np.ndarray | Unreadable:
+
+def _read_ahead(
+    jobs: Sequence[Job],
+) -> Iterator[tuple[Job, tuple[np.ndarray, str] | Unreadable]]:
+    """Each job with its image and the remark on it, or with what is wrong; the next is read meanwhile."""
+
+    def read(job: Job) -> tuple[np.ndarray, str] | Unreadable:
         try:
             return job.source.read()
         except Unreadable as error:
@@ -234,10 +251,10 @@ def _read_ahead(jobs: Sequence[Job]) -> Iterator[tuple[Job, np.ndarray | Unreada
     with ThreadPoolExecutor(max_workers=1) as pool:
         coming = pool.submit(read, jobs[0])
         for job, following in zip(jobs, [*jobs[1:], None], strict=True):
-            image = coming.result()
+            loaded = coming.result()
             if following is not None:
                 coming = pool.submit(read, following)
-            yield job, image
+            yield job, loaded
 
 
 def _predict_one(

@@ -53,8 +53,15 @@ def _listen(ours: socket.socket, note: Callable[[int], None], handlers: dict[int
             note(received[0])
 
 
-def end_at_once() -> None:
-    """From now on Ctrl-C and SIGTERM end the process with a line: for the seconds that imports take."""
+_loading: list[threading.Timer] = []
+
+
+def while_loading(patience: float = 5.0) -> None:
+    """From now on until `ending`, Ctrl-C and SIGTERM end the process with a line: for the time of imports.
+
+    Args:
+        patience: seconds after which a line says that libraries are being loaded.
+    """
 
     def end(number: int, _: FrameType | None) -> None:
         print(f"{signal.Signals(number).name}: ending", file=sys.stderr, flush=True)
@@ -62,6 +69,10 @@ def end_at_once() -> None:
 
     for number in SIGNALS:
         signal.signal(number, end)
+    line = "loading the libraries, which takes longest the first time"
+    _loading.append(threading.Timer(patience, print, [line], {"file": sys.stderr, "flush": True}))
+    _loading[-1].daemon = True
+    _loading[-1].start()
 
 
 @contextlib.contextmanager
@@ -81,5 +92,7 @@ def ending(seen: list[int]) -> Iterator[None]:
         seen.append(number)
         print(f"{signal.Signals(number).name}: ending", file=sys.stderr, flush=True)
 
+    for timer in _loading:
+        timer.cancel()
     with answered(note, dict.fromkeys(SIGNALS, signal.default_int_handler)):
         yield

@@ -1,5 +1,6 @@
 """What every command shares: parsed flags, exit codes, and one line for an error of the user."""
 
+import inspect
 import itertools
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from hfgd_jax import config as configuration
+from hfgd_jax.config import describe
 from hfgd_jax.errors import UserError, nearest, printable
 from hfgd_jax.runtime import interrupts
 
@@ -94,6 +96,25 @@ def _report_unraisable(error: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(error)
 
 
+def own_flags() -> list[flags.Flag]:
+    """The flags that the package and the running program have defined, in the order of their definition."""
+    owners = flags.FLAGS.flags_by_module_dict().items()
+    ours = [owned for owner, owned in owners if owner == sys.argv[0] or owner.startswith("hfgd_jax.")]
+    return [flag for owned in ours for flag in owned]
+
+
+def usage(about: str, options: Sequence[flags.Flag]) -> str:
+    """What `--help` prints: what a command does, its options with their defaults, and a config's fields."""
+    lines = [about, "", "options:"]
+    for flag in options:
+        default = "" if flag.default in (None, "", [], False) else f" (default: {flag.default_as_str})"
+        lines.append(f"  --{flag.name}\n      {' '.join((flag.help or '').split())}{default}")
+    if any(type(flag).__module__.startswith("ml_collections") for flag in options):
+        heading = "the config's fields, with their defaults (a config file may have others):"
+        lines += ["", heading, describe.options()]
+    return "\n".join(lines)
+
+
 def check_words(words: Sequence[str]) -> None:
     """Looks at the options of a command line before any of them takes effect.
 
@@ -126,6 +147,12 @@ def _check_config_file(path: str) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    if {"-h", "--help", "-help"} & set(argv[1:]):
+        try:
+            print(usage(inspect.getdoc(sys.modules["__main__"]) or "", own_flags()), flush=True)
+        except BrokenPipeError:  # `--help | head`
+            os._exit(0)
+        sys.exit(0)
     try:
         check_words(argv[1:])
         rest = flags.FLAGS(argv)
@@ -139,5 +166,3 @@ def _parse(argv: Sequence[str]) -> list[str]:
         sys.exit(fail(UserError(f"--{missing[1]}: needed") if missing else error))
     except _FLAG_ERRORS as error:
         sys.exit(fail(error))
-    except SystemExit:  # absl's --help, which exits with 1
-        sys.exit(0)

@@ -127,10 +127,20 @@ def test_transparency_is_dropped_and_the_overlay_blends(photos, tmp_path):
     clear = np.zeros((9, 9, 4), np.uint8)
     clear[..., :3] = 230
     Image.fromarray(clear).save(photos / "clear.png")
-    _run(photos, tmp_path / "out", alpha=0.5)
+    Image.fromarray(np.dstack([clear[..., :3], np.full((9, 9), 255, np.uint8)])).save(photos / "full.png")
+    _, lines, _ = _run(photos, tmp_path / "out", alpha=0.5)
+    assert lines[0].endswith("(transparent parts in the colour beneath)") and "transparent" not in lines[1]
     assert (_mask(tmp_path / "out", "clear") == 2).all()
     with Image.open(tmp_path / "out" / "overlays" / "clear.jpg") as overlay:
         np.testing.assert_allclose(np.asarray(overlay)[4, 4], (115, 115, 240), atol=3)
+
+
+def test_of_many_images_in_a_file_the_first_is_taken_and_told(photos, tmp_path):
+    frames = [Image.fromarray(np.full((9, 9, 3), grey, np.uint8)) for grey in (230, 0, 120)]
+    frames[0].save(photos / "many.tif", save_all=True, append_images=frames[1:])
+    _, lines, _ = _run(photos, tmp_path / "out", Brightness(tiles=2))
+    assert (_mask(tmp_path / "out", "many") == 2).all()
+    assert lines[0].endswith("(in 2 tiles; the first of 3 images in it)")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (33, 129)])
@@ -249,7 +259,8 @@ def test_alike_names_get_files_of_their_own(photos, tmp_path):
     names = [path.stem for path in report.masks]
     assert names == ["A_tif", "a_bmp", "a_png_2", "a_png", "b.c"]
     assert [int(_mask(tmp_path / "out", name)[0, 0]) for name in names] == [2, 2, 0, 0, 2]
-    assert "a.png -> " in lines[2] and "a_png_2.png" in lines[2]
+    assert lines[0] == "3 inputs are called 'a': their outputs are A_tif, a_bmp, a_png_2"
+    assert "a.png -> " in lines[3] and "a_png_2.png" in lines[3]
 
 
 def test_alike_names_of_different_folders(tmp_path):

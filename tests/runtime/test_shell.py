@@ -118,6 +118,23 @@ def test_a_signal_is_answered_while_native_code_runs_and_a_second_one_ends(tmp_p
         assert process.wait(timeout=10) == 143
 
 
+def test_help_lists_the_programs_own_options_and_the_configs_fields(tmp_path):
+    done = run(tmp_path, "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert "\n  --do\n      What to do.\n" in done.stdout and "--verbosity" not in done.stdout
+    assert "\n  --config.train.steps=" in done.stdout
+
+
+def test_loading_is_told_when_it_takes_long_and_ends_at_a_signal():
+    program = (
+        "from hfgd_jax.runtime import interrupts; interrupts.while_loading(0.05); import time; time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
+        assert "loading the libraries" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.readline() == "SIGTERM: ending\n" and process.wait(10) == 143
+
+
 def test_a_bug_keeps_its_traceback(tmp_path):
     done = run(tmp_path, "--do=bug")
     assert done.returncode == 1 and "Traceback" in done.stderr and "a bug" in done.stderr
