@@ -109,6 +109,23 @@ class LabelTable:
             raise UserError(f"train id {missing[0]}: data set {self.name!r} has no raw id for it")
         return out.astype(np.uint8 if back.max() < 256 else np.uint16)
 
+    def check_order(self, data: "LabelTable") -> None:
+        """Makes sure that data has a model's train ids: those from elsewhere may order the classes otherwise.
+
+        Args:
+            data: the table of the data that this table's model is to see.
+
+        Raises:
+            UserError: the same classes, in another order.
+        """
+        if set(self.classes) <= {*data.classes, "background"} and self.classes != data.classes:
+            at = next(i for i, (a, b) in enumerate(zip(self.classes, data.classes, strict=False)) if a != b)
+            raise UserError(
+                f"the model's classes are in another order than those of {data.name!r} (train id {at}: "
+                f"{self.classes[at]!r}, there {data.classes[at]!r}): it can be neither scored on nor trained "
+                "with these labels; --mode=predict --ids=raw writes the data set's own ids"
+            )
+
     def to_json(self) -> str:
         """The table as JSON; `from_json` reads it back."""
         return json.dumps(

@@ -246,7 +246,8 @@ class _CheckpointScorer:
 
     def __call__(self, which: str) -> tuple[int, dict[str, Any]] | None:
         """Step and summary of a checkpoint, printed and recorded; None where stopped."""
-        system, variables, step, _ = load(self.config, str(self.workdir), which)
+        system, variables, step, table = load(self.config, str(self.workdir), which)
+        table.check_order(self.split.table)
         if self._evaluator is None:
             self._evaluator = Evaluator(system.model, self.config, system.mesh)
         with Doing(f"evaluating step {step}", -(-len(self.split) // jax.process_count())) as doing:

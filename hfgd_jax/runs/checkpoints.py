@@ -294,6 +294,10 @@ class Checkpoints:
         collectives.barrier(f"moved {folder}/{step}")
         self._managers[folder].reload()
 
+    def table(self, step: int) -> LabelTable:
+        """The label table that the checkpoint of `step` was saved with."""
+        return _table(self.workdir / "checkpoints" / str(step))
+
     def find(self, which: str) -> tuple[str, int]:
         """The folder (`checkpoints` or `best`) and step that `which` means: `latest`, `best` or a step.
 
@@ -336,10 +340,13 @@ class Checkpoints:
             for reason in damaged.values():
                 if jax.process_index() == 0:
                     warn(f"{reason}; taking step {candidate} instead")
-            table = LabelTable.from_json(json.dumps(checkpoint_files.read_meta(path)["table"]))
-            return candidate, items["model"], table
+            return candidate, items["model"], _table(path)
         others = "--checkpoint=latest" if which == "best" else "another --checkpoint"
         raise DamagedError(f"--checkpoint={which}: {_reasons(damaged)}; use {others}")
+
+
+def _table(path: epath.Path) -> LabelTable:
+    return LabelTable.from_json(json.dumps(checkpoint_files.read_meta(path)["table"]))
 
 
 def _is_of_another(error: BaseException | None) -> bool:

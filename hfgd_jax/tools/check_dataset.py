@@ -125,6 +125,7 @@ class SplitReport:
     table: LabelTable
     images: int = 0
     labelled: bool = True
+    ids: str = "raw id"  # what label values are
     values: Counter = dataclasses.field(default_factory=Counter)  # label value -> pixels
     images_with: Counter = dataclasses.field(default_factory=Counter)  # label value -> images
     sizes: Counter = dataclasses.field(default_factory=Counter)  # (height, width) -> images
@@ -150,7 +151,7 @@ class SplitReport:
         more = f" and {len(self.sizes) - 3} more sizes" if len(self.sizes) > 3 else ""
         yield f"{self.table.name} {self.name}: {self.images} images, {sizes}{more}"
         if self.labelled:
-            yield f"  {'value':>5}  {'class':<20} {'images':>7} {'pixels':>12} {'share':>7}"
+            yield f"  {self.ids:>8}  {'class':<20} {'images':>7} {'pixels':>12} {'share':>7}"
         total = max(1, sum(self.values.values()))
         for value in sorted(self.values):
             train = self.table.raw_ids.get(value)
@@ -158,7 +159,7 @@ class SplitReport:
             name = name if train in (None, IGNORE) else self.table.classes[train]
             pixels = self.values[value]
             yield (
-                f"  {value:>5}  {name:<20} {self.images_with[value]:>7} {pixels:>12} {pixels / total:>7.2%}"
+                f"  {value:>8}  {name:<20} {self.images_with[value]:>7} {pixels:>12} {pixels / total:>7.2%}"
             )
         kinds = Counter()
         for kind, line in self.problems:
@@ -174,10 +175,10 @@ class SplitReport:
 
 
 def check_split(
-    name: str, findings: Iterable[Finding], table: LabelTable, labelled: bool = True
+    name: str, findings: Iterable[Finding], table: LabelTable, labelled: bool = True, ids: str = "raw id"
 ) -> SplitReport:
-    """The report of a split from the findings of its records."""
-    report, colours, swapped = SplitReport(name, table, labelled=labelled), 0, []
+    """The report of a split from the findings of its records; `ids` says what label values are."""
+    report, colours, swapped = SplitReport(name, table, labelled=labelled, ids=ids), 0, []
     for found in findings:
         report.take(found)
         colours += found.colours
@@ -212,7 +213,9 @@ def _check_classes(report: SplitReport) -> None:
     seen = {report.table.raw_ids.get(value) for value in report.values}
     for train, name in enumerate(report.table.classes):
         if train not in seen:
-            line = f"class {train} {name!r} is never seen in {report.name}"
+            ids = [raw for raw, value in report.table.raw_ids.items() if value == train]
+            shown = files.listing(list(map(str, ids)))
+            line = f"class {name!r} ({report.ids} {shown}) is never seen in {report.name}"
             if report.name == "train":
                 report.add("classes never seen", line)
             else:
@@ -255,7 +258,7 @@ def check(
         examine = functools.partial(examine_prepared, split=split, table=table)
         places = range(len(split))
         findings = _watched(dataset, name, parallel.ordered_map(examine, places), places)
-        reports.append(check_split(name, findings, table, split.labelled))
+        reports.append(check_split(name, findings, table, split.labelled, "train id"))
     return reports
 
 

@@ -14,12 +14,13 @@ from absl import flags
 from etils import epath
 
 from hfgd_jax import config as configuration
-from hfgd_jax.data.labels import IGNORE, TABLES, LabelTable, voc_colours
+from hfgd_jax.data.labels import IGNORE, LabelTable, voc_colours
 from hfgd_jax.errors import UserError
 from hfgd_jax.models import BACKBONES
 from hfgd_jax.models.backbones.base import IMAGENET
 from hfgd_jax.runs import checkpoints, system
 from hfgd_jax.runtime import shell, storage
+from hfgd_jax.tools import class_names
 from hfgd_jax.weights import files, foreign, pretrained, sources
 from hfgd_jax.weights.names import upernet
 from hfgd_jax.weights.pretrained import Report
@@ -135,9 +136,6 @@ def write_run(
 def label_table(given: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> LabelTable:
     """The classes that a transformers config names, with generated colours, or the data set's that has them.
 
-    Projects spell some names otherwise (ADE20K's `television`: `television receiver`): where at least 19 of
-    20 are alike, at the same places, it is that data set.
-
     Args:
         given: the content of `config.json`. Names that occur twice get their number.
         preprocessor: that of `preprocessor_config.json`; it says whether raw label 0 is ignored.
@@ -151,20 +149,11 @@ def label_table(given: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> La
         raise UserError("config.json: id2label: want a name for each class from 0 on")
     listed = [names[i] for i in range(len(names))]
     classes = tuple(f"{n} ({i})" if listed.count(n) > 1 else n for i, n in enumerate(listed))
-    for table in TABLES.values():
-        pairs = list(zip(_first_synonyms(table.classes), _first_synonyms(classes), strict=False))
-        alike = sum(one == other for one, other in pairs)
-        if len(table.classes) == len(classes) and 20 * alike >= 19 * len(pairs):
-            return table
+    if table := class_names.known_table(classes):
+        return table
     shift = 1 if preprocessor.get("do_reduce_labels") or preprocessor.get("reduce_labels") else 0
     raw_ids = {i + shift: i for i in range(len(classes))} | {IGNORE: IGNORE} | ({0: IGNORE} if shift else {})
     return LabelTable("imported", classes, voc_colours(range(1, len(classes) + 1)), raw_ids)
-
-
-def _first_synonyms(classes: Sequence[str]) -> list[str]:
-    """Of each name the letters and digits of what stands before a comma."""
-    first = (name.replace(";", ",").split(",")[0].casefold() for name in classes)
-    return ["".join(filter(str.isalnum, name)) for name in first]
 
 
 def _preprocessor(folder: epath.Path) -> Mapping[str, Any]:

@@ -50,6 +50,8 @@ class Loop:
         with Doing("making the first weights, or restoring the last ones"):
             self.state, self.origin = initial_state(self.system, self.saved)
         self.step = self.first = int(self.state.step)
+        if self.saved.latest_step() is not None:
+            self.saved.table(self.step).check_order(self.train_split.table)
         self.evaluator = Evaluator(self.system.model, config, self.system.mesh)
         self.log = RunLog(self.workdir, config.train.steps, step=self.step)
         self.watch = Stopwatch()

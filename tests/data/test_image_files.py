@@ -110,3 +110,10 @@ def test_a_huge_matlab_map_is_refused_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(scipy.io, "loadmat", None)
     with pytest.raises(UserError, match=r"a.mat: label cannot be read \('S' is of shape \(20, 10\)"):
         files.read_mat(tmp_path / "a.mat", "S")
+
+
+def test_a_matlab_7_3_map_is_answered_with_the_way_to_save_it(tmp_path):
+    header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM"
+    (tmp_path / "a.mat").write_bytes(header + bytes(400))
+    with pytest.raises(UserError, match=r"a.mat: .*MATLAB 7.3 file, .*save\('a.mat', 'S', '-v7'\)"):
+        files.read_mat(tmp_path / "a.mat", "S")

@@ -21,6 +21,7 @@ from hfgd_jax.inference.tiles import TiledPredictor
 from hfgd_jax.runs import system
 from hfgd_jax.runs.checkpoints import Checkpoints, meta
 from hfgd_jax.runtime import sharding
+from hfgd_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures("light_backbone_everywhere")
 
@@ -102,13 +103,13 @@ def test_an_evaluation_stops_when_asked(trained, small):
 # -- checkpoints of a run --
 
 
-def save(trained, workdir, *steps):
-    """Writes the model as it is as the checkpoint of each step."""
+def save(trained, workdir, *steps, table=None):
+    """Writes the model as it is as the checkpoint of each step; the label table is the data's by default."""
     config, _, state, split = trained
     model, training = jax.device_get((state.model, state.training))  # one writer for all eight devices
     saved = Checkpoints(workdir, keep=9)
     for step in steps:
-        saved.save(step, model, training, meta(step, config, split.table))
+        saved.save(step, model, training, meta(step, config, table or split.table))
     saved.close()
 
 
@@ -215,3 +216,15 @@ def test_a_split_without_labels_is_refused(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("hfgd_jax.evaluation.evaluator.open_data", lambda *_: split)
     with pytest.raises(UserError, match="has no labels; use --mode=predict --input=split:val"):
         run(config, str(tmp_path), "latest")
+
+
+def test_a_model_of_another_order_of_the_classes_is_neither_scored_nor_trained(trained, finished, tmp_path):
+    finished.train.batch_size = 8
+    table = trained[3].table
+    save(trained, tmp_path, 0, table=dataclasses.replace(table, classes=table.classes[::-1]))
+    (tmp_path / "config.json").write_text(configuration.to_json(finished))
+    for use in (lambda: run(finished, str(tmp_path), "latest"), lambda: loop.run(finished, str(tmp_path))):
+        with pytest.raises(
+            UserError, match=r"another order than those of 'camvid' \(train id 0: 'bicyclist'"
+        ):
+            use()

@@ -120,7 +120,7 @@ def fault_class_never_seen(raw):
         label = np.asarray(Image.open(path)).copy()
         label[label == 9] = 11
         Image.fromarray(label).save(path)
-    return "class 9 'pedestrian' is never seen in train"
+    return "class 'pedestrian' (raw id 9) is never seen in train"
 
 
 FAULTS = [value for name, value in sorted(globals().items()) if name.startswith("fault_")]
@@ -152,7 +152,7 @@ def test_a_class_missing_in_validation_alone_is_a_note(camvid_raw):
     train, val = check_dataset.check("camvid", raw=camvid_raw)
     assert problems([train, val]) == []
     assert val.notes == [
-        "class 9 'pedestrian' is never seen in val",
+        "class 'pedestrian' (raw id 9) is never seen in val",
         "val has 5 images: their mIoU says little",
         "val has 5 records, its owners count 101",
     ]
@@ -246,11 +246,12 @@ def test_black_and_white_masks_of_a_folder_are_noticed_when_prepared(tmp_path):
         Image.fromarray(mask).save(tmp_path / "raw" / "masks" / f"{i}.png")
     (tmp_path / "raw" / "classes.txt").write_text("background\nobject\n")
     builders.prepare("folder", tmp_path / "raw", tmp_path / "data", report=lambda line: None)
-    for reports in (
-        check_dataset.check("folder", raw=tmp_path / "raw"),
-        check_dataset.check("folder", data_dir=tmp_path / "data"),
+    for ids, reports in (
+        ("raw id", check_dataset.check("folder", raw=tmp_path / "raw")),
+        ("train id", check_dataset.check("folder", data_dir=tmp_path / "data")),
     ):
-        assert problems(reports) == ["class 1 'object' is never seen in train"]
+        assert problems(reports) == [f"class 'object' ({ids} 1) is never seen in train"]
+        assert f"  {ids:>8}  class" in "\n".join(reports[0].lines())
         assert [note for note in hints(reports) if note.startswith("the values are 0 and 255")]
 
 

@@ -156,6 +156,11 @@ def read_mat(path: Path, key: str) -> Integer[np.ndarray, "h w"]:
         if math.prod(shapes.get(key, ())) > image_files.MAX_PIXELS:
             raise ValueError(f"{key!r} is of shape {shapes[key]}: more than {image_files.MAX_PIXELS} values")
         ids = scipy.io.loadmat(path, variable_names=[key]).get(key)
+    except NotImplementedError:  # scipy's answer to HDF5
+        raise UserError(
+            f"{path}: label cannot be read: a MATLAB 7.3 file, which is HDF5; in MATLAB: "
+            f"load('{path.name}'), save('{path.name}', '{key}', '-v7')"
+        ) from None
     except Exception as error:  # scipy and zlib raise many kinds
         raise UserError(f"{path}: label cannot be read ({error})") from None
     if ids is None:
