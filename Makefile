@@ -15,11 +15,12 @@ PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TEST = JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax \
 	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 $(PY) -m pytest
 
-.PHONY: help venv demo demo-compare test parity slow chaos lint format
+.PHONY: help venv demo demo-compare first-hour test parity slow chaos lint format
 
 help:
 	@echo "make demo          train, evaluate and predict on an embedded data set, in minutes on two cores"
 	@echo "make demo-compare  the same budget without HFGD, and both scores side by side"
+	@echo "make first-hour    a new user's commands, from photographs to a shipped model (CAMVID=RAW: real ones)"
 	@echo "make test          the tests"
 	@echo "make parity        the comparisons with torch, torchvision, timm and transformers (installs them)"
 	@echo "make slow          the long proofs"
@@ -50,6 +51,13 @@ demo-compare: demo
 	$(PY) -m hfgd_jax.main --config configs/demo.py:method=fcn --workdir runs/demo-fcn
 	@echo
 	@$(PY) -m hfgd_jax.tools.scores --workdirs runs/demo,runs/demo-fcn
+
+$(VENV)/.ready-weights: $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[weights]"
+	@touch $@
+
+first-hour: $(VENV)/.ready-weights
+	$(PY) docs/first_hour.py --folder runs/first-hour $(if $(CAMVID),--camvid $(CAMVID))
 
 test: $(READY)
 	$(TEST) $(PARALLEL) --ignore tests/parity

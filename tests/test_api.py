@@ -140,7 +140,7 @@ def test_a_prediction_is_saved_as_mask_and_overlay(model, photo, tmp_path):
         (lambda run, model: model(np.zeros((4, 4, 4), np.uint8)), r"\(4, 4, 4\): want uint8"),
         (lambda run, model: model(np.zeros(4, np.uint8)), r"uint8 \(4,\): want uint8"),
         (lambda run, model: model("missing.png"), r"missing\.png: .*No such file"),
-        (lambda run, model: model(run / "config.json"), r"config\.json: cannot identify image"),
+        (lambda run, model: model(run / "config.json"), r"config\.json: no image of a format"),
         (lambda run, model: model(np.zeros((4, 4), np.uint8), scales=(0.0,)), r"eval\.scales"),
         (lambda run, model: hfgd_jax.load(run / "nothing"), "no such folder; want a run directory or"),
         (lambda run, model: hfgd_jax.load(run / "best"), "neither a run directory"),

@@ -340,7 +340,7 @@ def check_field(name: str) -> None:
     near = next((other for other in names if _initials(other) == name), "")  # optim.lr
     near = near or nearest(name, names)
     hint = f"did you mean config.{near}? " if near else ""
-    raise UserError(f"--config.{name}: no such field; {hint}hfgd_jax/config/fields.py lists all")
+    raise UserError(f"--config.{name}: no such field; {hint}--help lists all")
 
 
 def flat(config: ConfigDict) -> dict[str, Any]:

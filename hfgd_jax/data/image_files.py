@@ -8,7 +8,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Pillow's own limit. As RGB that is half a GiB; a header may claim far more in a hundred bytes.
 MAX_PIXELS = 178_956_970
@@ -32,6 +32,8 @@ def opened(data: Encoded) -> Image.Image:
     except Image.DecompressionBombError as error:
         count = re.search(r"(\d+) pixels", str(error))
         raise TooLargeError(_too_large(int(count[1]) if count else "too many")) from None
+    except UnidentifiedImageError:  # its message names a buffer, not the file
+        raise OSError("no image of a format that Pillow reads") from None
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise TooLargeError(_too_large(image.width * image.height))

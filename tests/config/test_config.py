@@ -143,7 +143,7 @@ def test_tiny_keeps_the_family_of_the_backbone(backbone):
     [
         ("optim.lr", "--config.optim.lr: no such field; did you mean config.optim.learning_rate"),
         ("train.step", "did you mean config.train.steps"),
-        ("qqq", "--config.qqq: no such field; hfgd_jax"),
+        ("qqq", "--config.qqq: no such field; --help lists all"),
         ("checkpoint", "is a group of fields; name one of every, keep"),
     ],
 )

@@ -234,7 +234,7 @@ def test_unreadable_files_are_told_and_skipped(photos, tmp_path):
     assert len(report.skipped) == 6 and len(lines) == 7
     for path, line in zip(sorted(photos.iterdir())[:6], lines, strict=False):
         assert f"{path}: skipped: " in line and "\n" not in line
-    assert "cannot identify image file" in lines[0]
+    assert "no image of a format that Pillow reads" in lines[0]
     assert "truncated" in lines[2]
     assert "3600000000 pixels" in lines[3]
     assert "floats" in lines[4]

@@ -2,9 +2,11 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -58,6 +60,42 @@ def test_of_two_starts_in_one_run_directory_one_finishes_and_one_is_refused(shap
         assert sorted((first.returncode, second.returncode)) == [0, 2], outputs
         assert not (workdir / "lease.json").exists()
         final_state(workdir)
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_any_moment_is_answered_at_once_and_the_run_goes_on(shapes_dir, tmp_path, user_env):
+    began = time.monotonic()
+    output, _ = start(tmp_path / "whole", shapes_dir, user_env).communicate(timeout=300)
+    length, run, saved = time.monotonic() - began, 0, None
+    seed = random.SystemRandom().randrange(2**32)
+    rng = random.Random(seed)
+    for moment in [rng.uniform(0.5, length) for _ in range(6)]:
+        process = start(tmp_path / str(run), shapes_dir, user_env)
+        lines, sent = [], None
+        reader = threading.Thread(
+            target=lambda out, to: to.extend((time.monotonic(), line) for line in out),
+            args=(process.stdout, lines),
+        )
+        reader.start()
+        time.sleep(moment)
+        if process.poll() is None:
+            sent = time.monotonic()
+            process.send_signal(signal.SIGINT)
+        code = process.wait(timeout=60)
+        reader.join()
+        output = "".join(line for _, line in lines)
+        where = f"seed {seed}, {moment:.1f} of {length:.1f} s\n{output}"
+        if saved is not None and "weights: " in output:
+            assert f"weights: resumed from the checkpoint of step {saved}\n" in output, where
+        if code == 0:  # over before the signal came, or so near its end that there was nothing to stop
+            assert "finished at step 12" in output, where
+            run, saved = run + 1, None
+            continue
+        assert code == 130, where
+        answered = next((when for when, line in lines if "SIGINT" in line), None)
+        assert answered is not None and answered - sent < 2.0, where
+        if said := re.search(r"stopped by SIGINT at step (\d+); saved", output):
+            saved = int(said[1])
 
 
 @pytest.mark.slow
