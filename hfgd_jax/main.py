@@ -30,6 +30,7 @@ from hfgd_jax.export import exporter
 from hfgd_jax.inference import predict, tiles, views
 from hfgd_jax.runs import saved_config
 from hfgd_jax.runs.system import load, open_data
+from hfgd_jax.runs.tracking import Tracker
 from hfgd_jax.runtime import processes, sharding, shell, storage
 from hfgd_jax.runtime.signals import Stop
 from hfgd_jax.training import loop
@@ -42,6 +43,7 @@ MODES = {
 }
 # Flags that belong to some modes only.
 OF_MODES = {
+    "wandb": ("train",),
     "checkpoint": ("eval", "predict", "export"),
     "input": ("predict",),
     "output": ("predict", "export"),
@@ -89,6 +91,7 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "orbax", _DEFAULTS["orbax"], "export: the parameters as an orbax checkpoint, too, as large again."
     )
+    flags.DEFINE_string("wandb", None, "train: a project of Weights & Biases that gets the curves, too.")
     flags.DEFINE_bool("print_config", False, "Print every field, its value and where that is from, and end.")
     processes.define_flags()
 
@@ -144,7 +147,8 @@ def main(_: list[str]) -> int:
     checkpoint = values.checkpoint or "latest"
     storage.resolve(workdir, "--workdir", arrays=True)
     if values.mode == "train":
-        return loop.run(config, workdir)
+        mirror = Tracker(values.wandb, workdir, config) if values.wandb else None
+        return loop.run(config, workdir, mirror)
     if values.mode == "eval":
         return evaluator.run(config, workdir, checkpoint)
     processes.require_one_process(values.mode)

@@ -218,10 +218,11 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> int:
                 done = scorer(name)
                 if done is None:
                     break
-                step, summary = done
+                step, scores = done
+                summary = scores.summary(scorer.split.table.classes)
                 lines.append(f"{name:>12}  step {step:>8}  mIoU {summary['mIoU'] or 0.0:.4f}")
                 if len(names) == 1:
-                    write_metrics(scorer.workdir, step, summary)
+                    write_metrics(scorer.workdir, step, summary, scores.matrix)
             if len(names) > 1:
                 scorer.info("\n".join(lines))
         if stop():
@@ -244,8 +245,8 @@ class _CheckpointScorer:
         self.settings = settings(config)
         self._evaluator: Evaluator | None = None
 
-    def __call__(self, which: str) -> tuple[int, dict[str, Any]] | None:
-        """Step and summary of a checkpoint, printed and recorded; None where stopped."""
+    def __call__(self, which: str) -> tuple[int, Counts] | None:
+        """Step and scores of a checkpoint, printed and recorded; None where stopped."""
         system, variables, step, table = load(self.config, str(self.workdir), which)
         table.check_order(self.split.table)
         if self._evaluator is None:
@@ -269,7 +270,7 @@ class _CheckpointScorer:
             lines = storage.Lines(self.workdir / _RECORD)
             lines.add({"step": step} | self.settings | summary)
             lines.flush()
-        return step, summary
+        return step, scores
 
     def recorded(self) -> set[int]:
         """Steps that `evaluations.jsonl` has under these settings."""

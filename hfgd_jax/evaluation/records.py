@@ -58,6 +58,7 @@ def of_run(workdir: epath.PathLike, name: str = "") -> Record:
     path = folder / "metrics.json"
     try:
         evaluation = json.loads(path.read_text())
+        evaluation.pop("confusion_matrix", None)  # records are small
         date = datetime.datetime.fromtimestamp(path.stat().mtime, datetime.UTC).date().isoformat()
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(

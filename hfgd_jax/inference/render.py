@@ -30,10 +30,16 @@ def write_mask(path: epath.PathLike, mask: Integer[np.ndarray, "h w"], palette: 
     Raises:
         ValueError: an id that is neither in the palette nor 255.
     """
-    mask = _checked(mask, palette)
-    image = Image.fromarray(mask)
+    write_atomically(path, mask_png(mask, palette))
+
+
+def mask_png(mask: Integer[np.ndarray, "h w"], palette: Palette) -> bytes:
+    """The bytes of the file that `write_mask` writes; raises what it raises."""
+    image = Image.fromarray(_checked(mask, palette))
     image.putpalette(_lookup(palette).tobytes())
-    _write(path, image, format="PNG", optimize=False)
+    encoded = io.BytesIO()
+    image.save(encoded, format="PNG", optimize=False)
+    return encoded.getvalue()
 
 
 def write_image(path: epath.PathLike, image: UInt8[np.ndarray, "h w 3"]) -> None:
@@ -139,6 +145,35 @@ def side_by_side(
     seen = [k for k in np.unique(np.concatenate([m.ravel() for m in masks])) if k != IGNORE]
     strip = legend([classes[k] for k in seen], [palette[k] for k in seen], row.shape[1])
     return np.concatenate([row, strip], axis=0)
+
+
+def confusion(matrix: Integer[np.ndarray, "k k"], classes: Sequence[str]) -> UInt8[np.ndarray, "H W 3"]:
+    """A confusion matrix as a picture: a row a class of the label, a column a class of the prediction.
+
+    A cell goes from white to dark blue with its share of the row's pixels. Columns have their numbers.
+
+    Args:
+        matrix: pixels; rows are truth.
+        classes: K names.
+    """
+    font, cell = _font(), max(3 * _TEXT, 6)
+    canvas = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    named = [f"{name}  {number}" for number, name in enumerate(classes)]
+    left = 2 * _MARGIN + int(np.ceil(max(canvas.textlength(name, font=font) for name in named)))
+    top = 2 * _MARGIN + _TEXT
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    colors = np.uint8(np.round(255 + shares[..., None] * (np.array((8, 48, 107)) - 255)))
+    size = cell * len(classes)
+    sheet = Image.new("RGB", (left + size + _MARGIN, top + size + _MARGIN), _PAPER)
+    cells = Image.fromarray(colors).resize((size, size), Image.Resampling.NEAREST)
+    sheet.paste(cells, (left, top))
+    canvas = ImageDraw.Draw(sheet)
+    for number, name in enumerate(named):
+        middle = cell * number + cell / 2
+        canvas.text((left - _MARGIN, top + middle), name, fill=_INK, font=font, anchor="rm")
+        canvas.text((left + middle, top - _MARGIN), str(number), fill=_INK, font=font, anchor="ms")
+    canvas.rectangle((left, top, left + size - 1, top + size - 1), outline=(128, 128, 128))
+    return np.asarray(sheet)
 
 
 def _panel(picture: np.ndarray, title: str) -> np.ndarray:

@@ -4,15 +4,18 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import jax
 import numpy as np
 from etils import epath
+from jaxtyping import Integer, UInt8
 from tensorboardX import SummaryWriter
 
 from hfgd_jax.errors import UserError
+from hfgd_jax.inference import render
 from hfgd_jax.runtime import storage
 from hfgd_jax.runtime.progress import duration
 
@@ -36,14 +39,36 @@ class Stopwatch:
         }
 
 
+class Mirror(Protocol):
+    """Where a run's curves and pictures go besides, such as `tracking.Tracker`."""
+
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        """Points of curves at a step."""
+
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """A picture at a step."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
+
+
 class RunLog:
     """Writes a run's records into its run directory and its progress to `stream`. Only process 0 writes.
 
-    On a terminal one line is kept up to date; elsewhere each record is a line of its own.
+    On a terminal one line is kept up to date; elsewhere each record is a line of its own. `mirror` is given
+    all that TensorBoard is.
     """
 
-    def __init__(self, workdir: epath.Path, total_steps: int, *, step: int = 0, stream: TextIO | None = None):
-        self.workdir, self.total = workdir, total_steps
+    def __init__(
+        self,
+        workdir: epath.Path,
+        total_steps: int,
+        *,
+        step: int = 0,
+        stream: TextIO | None = None,
+        mirror: Mirror | None = None,
+    ):
+        self.workdir, self.total, self._mirror = workdir, total_steps, mirror
         self.stream = stream or sys.stdout  # that of now: notebooks replace it
         self.tty = self.stream.isatty()
         self.active = jax.process_index() == 0
@@ -91,21 +116,40 @@ class RunLog:
             return
         clean = {k: (v if v is None or np.isfinite(v) else None) for k, v in values.items()}
         self._lines.add({"step": step} | clean)
-        for name, value in clean.items():
-            if value is not None:
-                self._events.writer.add_scalar(name, value, step)
-        self._events.flush()
+        self._show(step, clean)
 
-    def evaluated(self, step: int, summary: dict[str, Any]) -> None:
-        """Writes `metrics.json` and records the means of an evaluation."""
+    def evaluated(self, step: int, summary: dict[str, Any], matrix: Integer[np.ndarray, "k k"]) -> None:
+        """Writes `metrics.json`, records the means of an evaluation, and shows classes and confusions.
+
+        Args:
+            step: that was evaluated.
+            summary: of `Counts.summary`.
+            matrix: pixels; rows are truth.
+        """
         self.mean_iou = summary["mIoU"]
-        write_metrics(self.workdir, step, summary)
+        write_metrics(self.workdir, step, summary, matrix)
         self.record(step, {k: v for k, v in summary.items() if not isinstance(v, dict)})
+        classes = summary["per_class"]
+        self._show(step, {f"IoU/{name}": value for name, value in classes.items()})
+        self.image(step, "confusion", render.confusion(matrix, list(classes)))
 
-    def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Adds a uint8 `[H, W, 3]` image to the TensorBoard events."""
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Adds an image to the TensorBoard events, and to the mirror."""
         if self.active:
             self._events.writer.add_image(name, image, step, dataformats="HWC")
+            if self._mirror:
+                self._mirror.image(step, name, image)
+
+    def _show(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Points of curves; None has none."""
+        if not self.active:
+            return
+        known = {name: value for name, value in values.items() if value is not None}
+        for name, value in known.items():
+            self._events.writer.add_scalar(name, value, step)
+        self._events.flush()
+        if self._mirror:
+            self._mirror.values(step, known)
 
     def recorded_evaluation(self, step: int) -> bool:
         """Whether `metrics.jsonl` holds an evaluation of `step`."""
@@ -125,6 +169,8 @@ class RunLog:
                 self.stream.write("\n")
             self._lines.flush()
             self._events.close()
+            if self._mirror:
+                self._mirror.close()
 
 
 def _refuse_foreign(workdir: epath.Path, step: int) -> None:
@@ -180,9 +226,12 @@ class _Events:
             self._copied, self.writer = 0, self._open(None)
 
 
-def write_metrics(workdir: epath.Path, step: int, summary: dict[str, Any]) -> None:
-    """Writes `metrics.json`, the last evaluation: step, mIoU, pixel_accuracy, mean_accuracy, per_class."""
+def write_metrics(
+    workdir: epath.Path, step: int, summary: dict[str, Any], matrix: Integer[np.ndarray, "k k"]
+) -> None:
+    """Writes `metrics.json`, the last evaluation: its step, its summary, and `confusion_matrix` (pixels)."""
     if jax.process_index() == 0:
-        storage.write_atomically(
-            workdir / "metrics.json", json.dumps({"step": step} | summary, indent=2) + "\n"
-        )
+        scores = json.dumps({"step": step} | summary, indent=2).removesuffix("\n}")
+        rows = ",\n    ".join(map(json.dumps, matrix.tolist()))  # a line a class
+        text = f'{scores},\n  "confusion_matrix": [\n    {rows}\n  ]\n}}\n'
+        storage.write_atomically(workdir / "metrics.json", text)

@@ -19,7 +19,7 @@ from hfgd_jax.inference import render
 from hfgd_jax.models import macs
 from hfgd_jax.runs import checkpoints, optim
 from hfgd_jax.runs.lease import Lease
-from hfgd_jax.runs.log import RunLog, Stopwatch
+from hfgd_jax.runs.log import Mirror, RunLog, Stopwatch
 from hfgd_jax.runs.system import balanced, build, initial_state, open_data
 from hfgd_jax.runs.workdir import check_workdir, failing_in_one_line
 from hfgd_jax.runtime import collectives, sharding, storage
@@ -32,7 +32,7 @@ from hfgd_jax.training.step import check_memory, compile_step
 class Loop:
     """One training run in one run directory."""
 
-    def __init__(self, config: ConfigDict, workdir: str, stop: Stop):
+    def __init__(self, config: ConfigDict, workdir: str, stop: Stop, mirror: Mirror | None = None):
         self.config, self.workdir, self.stop = config, epath.Path(workdir), stop
         collectives.check_equal("--config", configuration.to_json(config))
         self.system = build(config)
@@ -53,7 +53,7 @@ class Loop:
         if self.saved.latest_step() is not None:
             self.saved.table(self.step).check_order(self.train_split.table)
         self.evaluator = Evaluator(self.system.model, config, self.system.mesh)
-        self.log = RunLog(self.workdir, config.train.steps, step=self.step)
+        self.log = RunLog(self.workdir, config.train.steps, step=self.step, mirror=mirror)
         self.watch = Stopwatch()
         self.corrupt = 0
 
@@ -245,7 +245,7 @@ class Loop:
             return
         summary = scores.summary(self.train_split.table.classes)
         with self._step_limit(self.step):
-            self.log.evaluated(self.step, summary)
+            self.log.evaluated(self.step, summary, scores.matrix)
         self._draw()
         collectives.barrier("drawn")
         best = self.saved.best_mean_iou()
@@ -295,8 +295,12 @@ class Loop:
             self.log.info(f"finished at step {self.step}: {self.workdir}")
 
 
-def run(config: ConfigDict, workdir: str) -> int:
+def run(config: ConfigDict, workdir: str, mirror: Mirror | None = None) -> int:
     """Trains, or goes on training, in the run directory `workdir`.
+
+    Args:
+        config, workdir: of the run.
+        mirror: is given the curves and pictures besides.
 
     Returns:
         The exit code: 0, or 128 + signal where stopped.
@@ -306,5 +310,5 @@ def run(config: ConfigDict, workdir: str) -> int:
             loss that is not finite.
     """
     with Stop().listening() as stop, failing_in_one_line(epath.Path(workdir)), Lease(workdir):
-        Loop(config, workdir, stop).run()
+        Loop(config, workdir, stop, mirror).run()
     return stop.exit_code

@@ -51,11 +51,12 @@ def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainS
     The batch (`image` uint8 `[B, H, W, 3]`, `label` uint8 `[B, H, W]`) is cut into `train.accumulate`
     micro-batches; batch norm and CAR see one micro-batch at a time, the cross-entropies are divided by the
     whole batch's `losses.loss_divisor`. Metrics are float32 scalars: `loss`, its unweighted parts,
-    `learning_rate`, `gradient_norm`.
+    `learning_rate` (and `learning_rate/backbone` where that is another), `gradient_norm`, and
+    `gradient_norm/PART` of each top-level group of parameters.
     """
     rate = optim.learning_rate(system.config.optim, system.config.train.steps)
     pieces, gradient = system.config.train.accumulate, make_gradient(system)
-    decay = system.config.train.ema_decay
+    decay, backbone_rate = system.config.train.ema_decay, system.config.optim.backbone_rate
 
     def accumulated(params, batch_stats, image, label, divisor, key):
         def piece(batch_stats, inputs):
@@ -77,6 +78,9 @@ def make_train_step(system: System) -> Callable[[TrainState, dict], tuple[TrainS
         )
         updates, opt_state = system.optimizer.update(grads, state.opt_state, state.params)
         parts |= {"learning_rate": rate(state.step), "gradient_norm": optax.tree.norm(grads)}
+        parts |= {f"gradient_norm/{name}": optax.tree.norm(part) for name, part in grads.items()}
+        if backbone_rate not in (0.0, 1.0):
+            parts["learning_rate/backbone"] = backbone_rate * rate(state.step)
         new = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

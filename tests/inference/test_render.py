@@ -152,3 +152,12 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, scene, monkeypatch):
         render.write_image(path, 255 - image)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_confusion_matrix_shows_the_shares_of_each_row():
+    matrix = np.array([[30, 10, 0], [0, 0, 0], [0, 0, 5]])
+    picture = render.confusion(matrix, CLASSES).astype(int)
+    cells = picture[-8 - 3 * 45 : -8, -8 - 3 * 45 : -8][22::45, 22::45]
+    np.testing.assert_array_equal(cells[1], 255)  # a class that is in no label
+    np.testing.assert_array_equal(cells[2], [[255] * 3, [255] * 3, [8, 48, 107]])
+    np.testing.assert_allclose(cells[0, 1], 255 + 0.25 * (np.array([8, 48, 107]) - 255), atol=1)

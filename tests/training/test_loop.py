@@ -4,12 +4,14 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from etils import epath
 from tiny_runs import assert_identical, tiny_config
 
 from hfgd_jax import config as configuration
 from hfgd_jax.errors import UserError
+from hfgd_jax.evaluation import metrics
 from hfgd_jax.runs.system import build, make_init
 from hfgd_jax.runtime.signals import Stop
 from hfgd_jax.training import loop as training
@@ -49,10 +51,16 @@ def test_a_run_writes_its_files_and_a_second_call_changes_nothing(shapes_dir, tm
     assert steps == [1, 2, 3, 4]
     for key in ("teacher", "student", "car_intra", "learning_rate", "images_per_second", "data_wait"):
         assert key in lines[0]
+    parts = [value for key, value in lines[0].items() if key.startswith("gradient_norm/")]
+    assert len(parts) >= 5 and np.hypot.reduce(parts) == pytest.approx(lines[0]["gradient_norm"], rel=1e-4)
     assert [line["step"] for line in lines if "mIoU" in line] == [2, 4]
     summary = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(summary) == {"step", "mIoU", "pixel_accuracy", "mean_accuracy", "per_class"}
-    assert len(summary["per_class"]) == 9
+    scores = {"step", "mIoU", "pixel_accuracy", "mean_accuracy", "per_class"}
+    assert set(summary) == scores | {"confusion_matrix"}
+    matrix, classes = np.array(summary["confusion_matrix"]), list(summary["per_class"])
+    assert metrics.summarize(matrix, classes) == {key: summary[key] for key in scores - {"step"}}
+    events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").glob("events*"))
+    assert b"IoU/sky" in events and b"confusion" in events and b"gradient_norm/backbone" in events
     assert len(list((tmp_path / "images").glob("step_*/*.png"))) == 4
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 4]
