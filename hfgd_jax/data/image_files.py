@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,31 +18,40 @@ Encoded = bytes | Path | BinaryIO
 
 
 class TooLargeError(ValueError):
-    """An image of more than `MAX_PIXELS` pixels; the message is one line without the file's name."""
+    """An image of more pixels than are allowed; the message is one line without the file's name."""
 
 
-def opened(data: Encoded) -> Image.Image:
+def opened(
+    data: Encoded, *, formats: Sequence[str] | None = None, max_pixels: int | None = None
+) -> Image.Image:
     """The image with its header read; close it. Nothing of its pixels is decoded or allocated.
 
+    Args:
+        data: the file.
+        formats: Pillow's names of those to be read; None: all.
+        max_pixels: at most `MAX_PIXELS`, which it is where None.
+
     Raises:
-        TooLargeError: its header claims more than `MAX_PIXELS` pixels.
+        TooLargeError: its header claims more than `max_pixels` pixels.
         OSError, SyntaxError, ValueError: it is no image, or cut short.
     """
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     try:
-        image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+        image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=formats)
     except Image.DecompressionBombError as error:
         count = re.search(r"(\d+) pixels", str(error))
-        raise TooLargeError(_too_large(int(count[1]) if count else "too many")) from None
+        raise TooLargeError(_too_large(int(count[1]) if count else "too many", max_pixels)) from None
     except UnidentifiedImageError:  # its message names a buffer, not the file
-        raise OSError("no image of a format that Pillow reads") from None
-    if image.width * image.height > MAX_PIXELS:
+        known = "a format that Pillow reads" if formats is None else f"the formats {', '.join(formats)}"
+        raise OSError(f"no image of {known}") from None
+    if image.width * image.height > max_pixels:
         image.close()
-        raise TooLargeError(_too_large(image.width * image.height))
+        raise TooLargeError(_too_large(image.width * image.height, max_pixels))
     return image
 
 
-def _too_large(pixels: int | str) -> str:
-    return f"{pixels} pixels, and more than {MAX_PIXELS} are never decoded; make it smaller"
+def _too_large(pixels: int | str, most: int) -> str:
+    return f"{pixels} pixels, and more than {most} are never decoded; make it smaller"
 
 
 def decode(data: bytes, flags: int) -> UInt8[np.ndarray, "h w *c"] | None:

@@ -3,7 +3,7 @@
 import dataclasses
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from etils import epath
@@ -106,6 +106,30 @@ def read_with_remark(path: epath.PathLike) -> tuple[UInt8[np.ndarray, "h w 3"], 
     ) as error:  # decoders raise anything on bad bytes: OSError, SyntaxError, struct.error, ...
         reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")
         raise Unreadable(f"{reason or type(error).__name__}") from error
+
+
+def read_bytes(
+    data: bytes, *, formats: Sequence[str] | None = None, max_pixels: int | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads the bytes of any image file as RGB, upright (see `read_image`).
+
+    Args:
+        data: the file's.
+        formats: Pillow's names of those to be read; None: all.
+        max_pixels: more of them are refused before they are decoded; None: `image_files.MAX_PIXELS`.
+
+    Raises:
+        image_files.TooLargeError: of more pixels.
+        Unreadable: no image of these formats, cut short, or of floats.
+    """
+    try:
+        with image_files.opened(data, formats=formats, max_pixels=max_pixels) as image:
+            image.load()
+            return as_rgb(image)
+    except (Unreadable, image_files.TooLargeError):
+        raise
+    except Exception as error:  # see `read_with_remark`
+        raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def find_images(inputs: str, output: epath.Path) -> list[epath.Path]:

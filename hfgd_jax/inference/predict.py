@@ -127,7 +127,7 @@ def run(
                 raise loaded
             image, remark = loaded
             with Doing(f"predicting {escaped(job.source.title)}"):  # the first one of a size compiles
-                mask, tiles = _predict_one(predictor, image)
+                mask, tiles = predict_one(predictor, image)
         except Unreadable as error:
             skipped.append(f"{job.source.title}: {error}")
             log(f"{head}: skipped: {escaped(str(error))}")
@@ -257,9 +257,14 @@ def _read_ahead(
             yield job, loaded
 
 
-def _predict_one(
+def predict_one(
     predictor: Predictor, image: UInt8[np.ndarray, "h w 3"]
 ) -> tuple[UInt8[np.ndarray, "h w"], int]:
+    """The mask of an RGB image, uint8 train ids of its size, and the number of tiles it was made of.
+
+    Raises:
+        Unreadable: the device has not enough memory for it.
+    """
     try:
         return predictor(image)
     except jax.errors.JaxRuntimeError as error:

@@ -49,6 +49,13 @@ class TiledPredictor:
         tile: height and width of a tile, at most, in the image's own pixels: `eval.window` or `TILE` as
             seen at scale 1, less what is needed for whole steps.
         max_side: a longer side is cut into tiles.
+        sides: see `Args`.
+
+    Args:
+        inference, variables, mean_pixel, max_side: the model, and what a border is padded with.
+        sides: what sides of canvases are rounded up to, ascending, where the images to come are not known:
+            the canvas of an image then depends on its own size alone, and `plan` has no effect. A side
+            beyond the last has the canvas that `plan` would choose for it. Empty: as planned.
     """
 
     def __init__(
@@ -57,8 +64,9 @@ class TiledPredictor:
         variables: Variables,
         mean_pixel: Float[np.ndarray, "3"],
         max_side: int = MAX_SIDE,
+        sides: Sequence[int] = (),
     ):
-        self.inference, self.max_side = inference, max_side
+        self.inference, self.max_side, self.sides = inference, max_side, tuple(sides)
         self._variables, self._mean_pixel = variables, mean_pixel
         self._scales = [augment.as_fraction(scale) for scale in inference.scales]
         window = inference.window or (TILE, TILE)
@@ -74,6 +82,8 @@ class TiledPredictor:
 
     def plan(self, sizes: Sequence[Size]) -> None:
         """Chooses the canvases for images of these heights and widths, as evaluation would."""
+        if self.sides:  # nothing is kept for a size: any number of them may come
+            return
         seen = sorted({self._seen(size) for size in sizes})
         for canvas, (index,) in canvases.plan(seen, 1, self._scales, self.inference.geometry):
             self._canvases[seen[index]] = canvas
@@ -100,10 +110,7 @@ class TiledPredictor:
     ) -> Iterator[tuple[slice, slice, np.ndarray]]:
         """Rows, columns and what `function` (of `inference`) gives for them, tile by tile."""
         size = image.shape[:2]
-        seen = self._seen(size)
-        if seen not in self._canvases:
-            self.plan([size])
-        canvas = self._canvases[seen]
+        canvas = self._canvas(size)
         if not self._is_large(size):
             yield slice(None), slice(None), self._apply(function, image, canvas)
             return
@@ -115,6 +122,17 @@ class TiledPredictor:
             part = self._apply(function, image[y.start : y.stop, x.start : x.stop], canvas)
             inner = part[y.first - y.start : y.last - y.start, x.first - x.start : x.last - x.start]
             yield slice(y.first, y.last), slice(x.first, x.last), inner
+
+    def _canvas(self, size: Size) -> canvases.Canvas:
+        """What an image, or each of its tiles, is padded to."""
+        seen = self._seen(size)
+        if self.sides:
+            height, width = (min((s for s in self.sides if s >= side), default=side) for side in seen)
+            ((canvas, _),) = canvases.plan([(height, width)], 1, self._scales, self.inference.geometry)
+            return canvas
+        if seen not in self._canvases:
+            self.plan([size])
+        return self._canvases[seen]
 
     def _is_large(self, size: Size) -> bool:
         return max(size) * max(1.0, self.inference.input_scale) > self.max_side

@@ -51,6 +51,19 @@ def test_tiles_equal_the_whole(name):
     assert (got.mask != want.mask).mean() < 1e-4  # ties
 
 
+def test_given_sides_make_few_shapes_of_many_sizes_and_leave_the_masks_as_they_are():
+    """A canvas is a function of its image's size; the model's border is the mean pixel, as the padding is."""
+    inference, _, variables = made("align_corners")
+    predictor = TiledPredictor(inference, variables, MEAN, sides=(64, 128))
+    for height, width in ((40, 100), (64, 65), (33, 128), (10, 70)):
+        image = picture(height, width)
+        want = TiledPredictor(inference, variables, MEAN)(image)
+        inference.shapes.clear()
+        predictor.plan([(500, 500)])  # has no effect
+        np.testing.assert_array_equal(predictor(image).mask, want.mask)
+        assert inference.shapes == {(1, 65, 129)}
+
+
 def test_tiles_of_a_long_strip_are_as_narrow_as_it_is():
     inference, _, variables = made("align_corners")
     predictor = TiledPredictor(inference, variables, MEAN)
