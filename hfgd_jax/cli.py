@@ -46,6 +46,7 @@ COMMANDS = {
     "sample-images": Command("hfgd_jax.tools.sample_images", "write images of a prepared data set as PNG"),
     "scores": Command("hfgd_jax.tools.scores", "compare finished runs class by class, over their seeds"),
     "reachability": Command("hfgd_jax.tools.reachability", "which classes a run's features can reach"),
+    "serve": Command("hfgd_jax.tools.serve", "a page and an API on this machine that predict images"),
     "weights import": Command("hfgd_jax.tools.import_weights", "read weights of other projects"),
     "weights export": Command("hfgd_jax.tools.export_weights", "write weights under other projects' names"),
     "macs": Command("hfgd_jax.tools.macs", "multiply-accumulates and parameters of a config"),

@@ -110,7 +110,7 @@ class TiledPredictor:
     ) -> Iterator[tuple[slice, slice, np.ndarray]]:
         """Rows, columns and what `function` (of `inference`) gives for them, tile by tile."""
         size = image.shape[:2]
-        canvas = self._canvas(size)
+        canvas = self.canvas(size)
         if not self._is_large(size):
             yield slice(None), slice(None), self._apply(function, image, canvas)
             return
@@ -123,8 +123,8 @@ class TiledPredictor:
             inner = part[y.first - y.start : y.last - y.start, x.first - x.start : x.last - x.start]
             yield slice(y.first, y.last), slice(x.first, x.last), inner
 
-    def _canvas(self, size: Size) -> canvases.Canvas:
-        """What an image, or each of its tiles, is padded to."""
+    def canvas(self, size: Size) -> canvases.Canvas:
+        """What an image of this height and width, or each of its tiles, is padded to."""
         seen = self._seen(size)
         if self.sides:
             height, width = (min((s for s in self.sides if s >= side), default=side) for side in seen)

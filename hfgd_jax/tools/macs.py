@@ -64,15 +64,15 @@ def report(counts: Mapping[str, int], parameters: Mapping[str, int]) -> str:
     return "\n".join(lines)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Reads `HEIGHTxWIDTH`.
+def parse_size(text: str, flag: str = "--size") -> tuple[int, int]:
+    """Reads `HEIGHTxWIDTH`; `flag` is for messages.
 
     Raises:
         UserError: anything else, or a side beyond 1 to 65536.
     """
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or not all(1 <= int(side) <= 65_536 for side in match.groups()):
-        raise UserError(f"--size={text}: want HEIGHTxWIDTH, such as 513x513")
+        raise UserError(f"{flag}={text}: want HEIGHTxWIDTH, such as 513x513")
     return int(match[1]), int(match[2])
 
 

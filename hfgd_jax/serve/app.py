@@ -1,0 +1,174 @@
+"""The app: a function of what predicts and of the classes."""
+
+import contextlib
+import dataclasses
+import importlib.resources
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from typing import Any
+
+from hfgd_jax.data.labels import LabelTable
+from hfgd_jax.errors import printable
+from hfgd_jax.inference.predict import Predictor
+from hfgd_jax.serve import answers, pages, uploads
+from hfgd_jax.serve.guard import Guard
+from hfgd_jax.serve.limits import Limits, Refused
+from hfgd_jax.serve.turns import Turns
+
+LOCAL_NAMES = ("localhost",)
+# The whole of what is served from the disk; no name that a client sends is looked for there.
+STATIC = {
+    "page.html": "text/html; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """What the app's answers are made of.
+
+    Attributes:
+        predictor: called in one thread, one image at a time.
+        table: the classes.
+        name: of the model, for people.
+        limits: what is accepted.
+        turns: whose turn it is.
+        log: takes a line for each prediction and each refusal.
+    """
+
+    predictor: Predictor
+    table: LabelTable
+    name: str
+    limits: Limits
+    turns: Turns
+    log: Callable[[str], Any]
+
+    async def predict(
+        self,
+        headers: Mapping[str, str],
+        form: str | None,
+        chunks: AsyncIterator[bytes],
+        is_gone: Callable[[], Awaitable[bool]],
+    ) -> answers.Body:
+        """Answers `POST /predict`.
+
+        Args:
+            headers: of the request, their names without case.
+            form: the query's `format`.
+            chunks: the body.
+            is_gone: whether the client has closed the connection; then nothing is predicted for it.
+
+        Raises:
+            Refused: 400, 406, 408, 413, 415, 422, or 503 (see `turns`, `uploads`, `answers`).
+        """
+        wanted = answers.form_of(form, headers.get("accept"))
+
+        def work(waited: float) -> answers.Body:
+            predicted = answers.predict(self.predictor, data, self.limits)
+            height, width = predicted.mask.shape
+            self.log(f"{width}x{height}: {predicted.predicting:.0f} ms, waited {waited:.0f} ms")
+            return answers.body(predicted, self.table, wanted, waited)
+
+        async with self.turns.place():
+            data = await uploads.read(headers, chunks, self.limits)
+            return await self.turns.run(work, is_gone)
+
+    def health(self) -> dict[str, Any]:
+        """What `GET /healthz` says."""
+        return {
+            "status": "ok",
+            "model": self.name,
+            "classes": list(self.table.classes),
+            "requests": self.turns.taken,
+            "predictions": self.turns.done,
+            "limits": {
+                "upload_bytes": self.limits.upload_bytes,
+                "pixels": self.limits.pixels,
+                "requests": self.limits.requests,
+            },
+        }
+
+
+def make_app(
+    predictor: Predictor,
+    table: LabelTable,
+    *,
+    name: str = "model",
+    names: Collection[str] = (),
+    limits: Limits | None = None,
+    log: Callable[[str], Any] = lambda line: None,
+) -> Guard:
+    """The ASGI application.
+
+    Args:
+        predictor: gives the mask of an image; never called by two threads at once.
+        table: the classes and their colours.
+        name: of the model, for people.
+        names: that the server may be called by, besides `LOCAL_NAMES` and IP addresses.
+        limits: what is accepted; None: the defaults.
+        log: takes a line for each prediction and each refusal.
+    """
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    limits = limits or Limits()
+    service = Service(predictor, table, name, limits, Turns(limits.requests), log)
+    document = pages.document(limits)
+    files = {
+        name: importlib.resources.files(__package__).joinpath("static", name).read_bytes() for name in STATIC
+    }
+
+    async def predict(request: Request) -> Response:
+        try:
+            answer = await service.predict(
+                request.headers, request.query_params.get("format"), request.stream(), request.is_disconnected
+            )
+        except Refused as error:
+            log(f"refused: {error.status} {printable(error.line)}")
+            await uploads.drain(request.stream(), limits)
+            return refusal(error.status, error.line, error.headers)
+        return Response(answer.content, media_type=answer.media_type)
+
+    def refusal(status: int, line: str, headers: Mapping[str, str] | None = None) -> Response:
+        return JSONResponse({"error": line}, status, headers)
+
+    async def not_routed(request: Request, error: HTTPException) -> Response:
+        return refusal(
+            error.status_code, f"{request.method} {request.url.path[:80]}: {error.detail}", error.headers
+        )
+
+    async def failed(request: Request, error: Exception) -> Response:
+        return refusal(500, "the prediction failed; the server's own output says why")
+
+    def page(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            return Response(content, media_type=media_type)
+
+        return answer
+
+    async def health(request: Request) -> Response:
+        return JSONResponse(service.health())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        service.turns.close()
+
+    html = STATIC["page.html"]
+    routes = [
+        Route("/predict", predict, methods=["POST"]),
+        Route("/healthz", health),
+        Route("/", page(files["page.html"], html)),
+        Route("/openapi.json", page(json.dumps(document).encode(), "application/json")),
+        Route("/docs", page(pages.html(document).encode(), html)),
+        *(Route(f"/static/{name}", page(files[name], kind)) for name, kind in STATIC.items() if kind != html),
+    ]
+    handlers = {HTTPException: not_routed, Exception: failed}
+    return Guard(
+        Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), {*LOCAL_NAMES, *names}
+    )

@@ -1,0 +1,43 @@
+"""A trained model for images of any size, with a bound on what is compiled for it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from hfgd_jax.inference.tiles import Size, TiledPredictor
+from hfgd_jax.inference.views import Inference, Variables
+from hfgd_jax.serve.limits import SIDES
+
+
+class BoundedPredictor:
+    """A `TiledPredictor` on canvases of `SIDES`; what was compiled is forgotten where it becomes too much.
+
+    An image's mask depends on the image alone, whatever came before it. Programs of a process are kept by
+    JAX until it is told to forget all of them.
+    """
+
+    def __init__(
+        self, inference: Inference, variables: Variables, mean_pixel: Float[np.ndarray, "3"], shapes: int
+    ):
+        self._predictor = TiledPredictor(inference, variables, mean_pixel, sides=SIDES)
+        self._shapes = shapes
+        self._compiled: set[Any] = set()
+
+    def plan(self, sizes: Sequence[Size]) -> None:
+        """Nothing: sizes are not known before they come."""
+
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> tuple[UInt8[np.ndarray, "h w"], int]:
+        """The mask of an RGB image, train ids of its size, and the number of tiles it was made of."""
+        canvas = self._predictor.canvas(image.shape[:2])
+        if canvas not in self._compiled and len(self._compiled) >= self._shapes:
+            jax.clear_caches()
+            self._compiled.clear()
+        self._compiled.add(canvas)
+        return self._predictor(image)
+
+    def warm_up(self, size: Size) -> None:
+        """Compiles for images of this height and width."""
+        self(np.zeros((*size, 3), np.uint8))
