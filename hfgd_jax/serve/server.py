@@ -33,8 +33,8 @@ def bound(host: str, port: int) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise UserError(f"--host={host}: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host={host}: {getattr(error, 'strerror', None) or error}") from None
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

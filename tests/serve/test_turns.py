@@ -1,14 +1,15 @@
-"""Bodies are counted while they come; one prediction at a time, in order, and a bounded number of requests."""
+"""Bodies are counted while they come; predictions are made one at a time, in order, and few requests wait."""
 
 import asyncio
 
 import httpx2
 import pytest
-from serving import FORM, GOOD, LIMITS, TABLE, ByBrightness, encoded, form, photo
+from serving import FORM, LIMITS, TABLE, ByBrightness, encoded, form, photo
 
 from hfgd_jax.serve import uploads
 from hfgd_jax.serve.app import make_app
 from hfgd_jax.serve.limits import Limits, Refused
+from hfgd_jax.serve.turns import Turns
 
 PNG = {"content-type": "image/png"}
 
@@ -112,8 +113,6 @@ def test_beyond_the_bound_requests_are_sent_away_until_there_is_a_place():
 
 
 def test_nothing_is_predicted_for_a_client_that_is_gone():
-    from hfgd_jax.serve.turns import Turns
-
     async def test():
         turns, done = Turns(2), []
 
@@ -126,13 +125,3 @@ def test_nothing_is_predicted_for_a_client_that_is_gone():
         assert len(done) == 1
 
     asyncio.run(test())
-
-
-def test_the_good_image_is_one():
-    """What other tests take for refused would otherwise be refused for nothing."""
-
-    async def test(client, predictor):
-        answer = await client.post("/predict", content=GOOD, headers=PNG)
-        assert answer.status_code == 200
-
-    _run(test)
