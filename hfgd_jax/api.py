@@ -22,13 +22,14 @@ from hfgd_jax import config as configuration
 from hfgd_jax import models
 from hfgd_jax.errors import UserError
 from hfgd_jax.evaluation.evaluator import Counts, Evaluator
-from hfgd_jax.export import bundle, loader
+from hfgd_jax.export import bundle, hub, loader
 from hfgd_jax.inference import inputs, render
 from hfgd_jax.inference.tiles import TiledPredictor
 from hfgd_jax.inference.views import Inference
 from hfgd_jax.runs import saved_config, system
 from hfgd_jax.runtime import sharding
 from hfgd_jax.training import loop
+from hfgd_jax.weights.sources import HUB
 
 ImageLike = str | Path | Image.Image | np.ndarray | jax.Array
 
@@ -176,7 +177,8 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Model:
     """A trained model, from a run directory or an exported bundle.
 
     Args:
-        path: of the run directory (local or `gs://`) or the bundle.
+        path: of the run directory (local or `gs://`) or the bundle; or `hf:OWNER/NAME[@REVISION]`, a bundle
+            that `hfgd push` put on the Hugging Face hub.
         checkpoint: of a run: `best`, `latest` or a step. A bundle has one model.
 
     Raises:
@@ -188,6 +190,8 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Model:
     ((60, 80), (60, 80, 9))
     >>> prediction.save(run / "mask.png")
     """
+    if str(path).startswith(HUB):
+        return _load_bundle(epath.Path(hub.fetch(str(path))))
     folder = epath.Path(path).expanduser()
     if (folder / bundle.MANIFEST).exists():
         return _load_bundle(folder)

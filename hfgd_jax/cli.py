@@ -45,6 +45,14 @@ COMMANDS = {
     "browse": Command("hfgd_jax.tools.browse", "draw what the training sees of a data set"),
     "sample-images": Command("hfgd_jax.tools.sample_images", "write images of a prepared data set as PNG"),
     "scores": Command("hfgd_jax.tools.scores", "compare finished runs class by class, over their seeds"),
+    "figures compare": Command("hfgd_jax.tools.figures_compare", "draw runs' masks of an image side by side"),
+    "figures features": Command("hfgd_jax.tools.figures_features", "draw runs' features, and how separate"),
+    "figures tokens": Command("hfgd_jax.tools.figures_tokens", "draw how runs' class tokens depend"),
+    "figures contamination": Command(
+        "hfgd_jax.tools.figures_contamination", "draw how good runs' backbones' features are"
+    ),
+    "figures curves": Command("hfgd_jax.tools.figures_curves", "draw runs' loss, mIoU and learning rate"),
+    "report": Command("hfgd_jax.tools.report", "write a page on a run's errors and doubtful labels"),
     "reachability": Command("hfgd_jax.tools.reachability", "which classes a run's features can reach"),
     "serve": Command("hfgd_jax.tools.serve", "a page and an API on this machine that predict images"),
     "weights import": Command("hfgd_jax.tools.import_weights", "read weights of other projects"),
@@ -53,6 +61,7 @@ COMMANDS = {
     "mesh": Command("hfgd_jax.tools.mesh", "how a state lies on a mesh of devices"),
     "lower": Command("hfgd_jax.tools.lower", "lower a config's steps for accelerators that are absent"),
     "paper": Command("hfgd_jax.tools.paper", "the paper's tables, their commands and our results"),
+    "push": Command("hfgd_jax.tools.push", "put an exported bundle on the Hugging Face hub"),
     "export-onnx": Command("hfgd_jax.tools.export_onnx", "convert a bundle to ONNX"),
 }
 SHELLS = ("bash", "zsh")
@@ -199,15 +208,20 @@ def completion(shell: str) -> str:
         cases.append(f'    "{name}") words="{" ".join(f"--{flag.name}" for flag in own)}" ;;')
         forget_options()
     firsts = " ".join(dict.fromkeys(name.split()[0] for name in [*COMMANDS, "completion"]))
-    seconds = " ".join(name.split()[1] for name in COMMANDS if " " in name)
+    groups: dict[str, list[str]] = {}
+    for first, second in (name.split() for name in COMMANDS if " " in name):
+        groups.setdefault(first, []).append(second)
+    seconds = [f'    {first}) words="{" ".join(words)}" ;;' for first, words in groups.items()]
     lines = [
         "autoload -U +X bashcompinit && bashcompinit" if shell == "zsh" else "",
         "_hfgd() {",
         '  local current="${COMP_WORDS[COMP_CWORD]}" words="" command="${COMP_WORDS[1]}"',
-        '  [ "$command" = weights ] && [ "$COMP_CWORD" -gt 2 ] && command="weights ${COMP_WORDS[2]}"',
+        '  if [ "$COMP_CWORD" -gt 2 ]; then',
+        f'    case "$command" in {"|".join(groups)}) command="$command ${{COMP_WORDS[2]}}" ;; esac',
+        "  fi",
         '  case "$command" in',
         *cases,
-        f'    weights) words="{seconds}" ;;',
+        *seconds,
         f'    completion) words="{" ".join(SHELLS)}" ;;',
         "  esac",
         f'  [ "$COMP_CWORD" -eq 1 ] && words="{firsts}"',

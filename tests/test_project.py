@@ -32,7 +32,7 @@ DISTRIBUTIONS = {
 # tensorflow-datasets imports them, jax.export the last, undeclared
 NOT_IMPORTED_HERE = {"array-record", "importlib-resources", "flatbuffers"}
 # Used where they are installed, told to install where they are needed.
-OPTIONAL = {"huggingface_hub", "jax2onnx", "onnx", "onnxruntime", "starlette", "uvicorn"}
+OPTIONAL = {"wandb", "huggingface_hub", "jax2onnx", "onnx", "onnxruntime", "starlette", "uvicorn"}
 OPTIONAL |= {"matplotlib", "sklearn", "umap"}  # of figures
 
 

@@ -2,7 +2,7 @@
 
 ```
 BUNDLE/manifest.json            what is in it: hashes, versions, input contract, parity
-       README.md                how to run it, its classes
+       README.md                the model card
        loader.py                runs it with jax and numpy alone
        config.json labels.json  the run's config; its classes, colours and raw ids
        DTYPE/program.jax        what jax.export serialised: StableHLO for every platform
@@ -25,7 +25,6 @@ import orbax.checkpoint as ocp
 from jax import export
 from safetensors.numpy import save
 
-from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.errors import UserError
 
 FORMAT = "hfgd_jax bundle 1"
@@ -118,42 +117,6 @@ def read_tree(folder: Path) -> Any:
     """What `write_tree` wrote, as numpy arrays."""
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder)
-
-
-def readme(described: Mapping[str, Any], table: LabelTable) -> str:
-    """The text of a bundle's README.md.
-
-    Args:
-        described: what the manifest says, but for files and parity.
-        table: the classes.
-    """
-    score = "" if described["mIoU"] is None else f", mIoU {described['mIoU']:.4f} on its evaluation split"
-    height, width = described["input"]["crop"]
-    rows = "\n".join(
-        f"| {index} | {name} | #{bytes(color).hex()} |"
-        for index, (name, color) in enumerate(zip(table.classes, table.palette.tolist(), strict=True))
-    )
-    return f"""# A segmentation model
-
-Step {described["step"]} of a run of hfgd_jax{score}; trained on crops of {height}x{width}
-(height, width). Variants: {", ".join(described["variants"])}. It runs on {", ".join(described["platforms"])}.
-
-```
-pip install jax numpy flatbuffers pillow
-python loader.py . photo.jpg --output out
-```
-
-```python
-import loader
-
-model = loader.load(".")
-mask = model(image)  # uint8 RGB [h, w, 3] of any size -> uint8 [h, w], or [b, h, w, 3] -> [b, h, w]
-```
-
-| value | class | colour |
-| ---: | --- | --- |
-{rows}
-"""
 
 
 def write_manifest(folder: Path, described: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.errors import UserError
 from hfgd_jax.export import bundle, loader
 from hfgd_jax.export import program as programs
+from hfgd_jax.export.card import card
 from hfgd_jax.export.program import Program
 from hfgd_jax.geometry import grid_size
 from hfgd_jax.inference.sliding import COARSEST
@@ -94,7 +95,7 @@ def run(
         if orbax:
             weights = Program(config, "float32").read(variables, fold_batch_norm=fold_batch_norm)
             bundle.write_tree(folder / "orbax", unflatten_dict(weights, sep="/"))
-        (folder / "README.md").write_text(bundle.readme(described, table))
+        (folder / "README.md").write_text(card(described, table, config, known_scores(workdir, step)))
         bundle.write_manifest(folder, described)
         parity = _compare(folder, config, variables, dtypes, log)
         manifest = bundle.write_manifest(folder, described | {"parity": parity})
@@ -127,14 +128,22 @@ def known_mean_iou(workdir: str, checkpoint: str, step: int) -> float | None:
     saved = Checkpoints(workdir, read_only=True)
     best = saved.best_mean_iou() if saved.find(checkpoint) == ("best", step) else None
     saved.close()
-    metrics = epath.Path(workdir) / "metrics.json"
-    if best is not None or not metrics.exists():
-        return best
+    return best if best is not None else _last_evaluation(workdir, step).get("mIoU")
+
+
+def known_scores(workdir: str, step: int) -> dict[str, float | None]:
+    """The IoU of each class at a step, where the run's last evaluation was of it; else empty."""
+    return _last_evaluation(workdir, step).get("per_class", {})
+
+
+def _last_evaluation(workdir: str, step: int) -> dict[str, Any]:
+    """What `metrics.json` has, where it is of this step; else empty."""
+    path = epath.Path(workdir) / "metrics.json"
     try:
-        last = json.loads(metrics.read_text())
-    except ValueError:  # cut short by a full disk
-        return None
-    return last["mIoU"] if last["step"] == step else None
+        last = json.loads(path.read_text())
+    except (OSError, ValueError):  # none, or cut short by a full disk
+        return {}
+    return last if last["step"] == step else {}
 
 
 def _write(

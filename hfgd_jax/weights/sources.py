@@ -44,6 +44,25 @@ def check(name: epath.PathLike) -> None:
         raise UserError(f"weights {text}: want hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
 
 
+def repository(name: str) -> tuple[str, str | None]:
+    """The repository and the revision of a name `hf:OWNER/NAME@REVISION` that `check` has passed."""
+    owner_and_name, revision = _REPOSITORY.fullmatch(name.removeprefix(HUB)).groups()
+    return owner_and_name, revision
+
+
+def licence(name: epath.PathLike) -> str:
+    """What is known of the licence of weights with this name, as a clause; `name` may be empty."""
+    text = os.fspath(name)
+    if not text:
+        return "It was trained from random weights"
+    if text.startswith(PACKAGE):
+        return f"Its backbone began with `{text}`, whose package is under Apache-2.0"
+    if text.startswith(HUB):
+        where = f"https://huggingface.co/{repository(text)[0]}"
+        return f"Its backbone began with `{text}`, whose licence is on {where}"
+    return f"Its backbone began with the file `{Path(text).name}`, whose licence is not known here"
+
+
 def locate(name: epath.PathLike, beside: Sequence[str] = ()) -> epath.Path:
     """The file, folder or list of shards that a name means.
 
@@ -63,7 +82,7 @@ def locate(name: epath.PathLike, beside: Sequence[str] = ()) -> epath.Path:
     if text.startswith(PACKAGE):
         return _in_package(text.removeprefix(PACKAGE))
     if text.startswith(HUB):
-        return _in_hub(text, *_REPOSITORY.fullmatch(text.removeprefix(HUB)).groups(), beside)
+        return _in_hub(text, *repository(text), beside)
     path = storage.resolve(name, "weights")
     if not (path.is_file() or path.is_dir()):
         raise UserError(
@@ -134,12 +153,12 @@ def _in_hub(name: str, repository: str, revision: str | None, beside: Sequence[s
     except UserError:
         raise
     except Exception as error:  # the library's own types, its HTTP client's, and OSError
-        raise UserError(f"weights {name}: {_reason(repository, revision, error)}") from None
+        raise UserError(f"weights {name}: {hub_reason(repository, revision, error)}") from None
     return path
 
 
-def _reason(repository: str, revision: str | None, error: Exception) -> str:
-    """Why a repository's file could not be fetched, and what to do."""
+def hub_reason(repository: str, revision: str | None, error: Exception) -> str:
+    """Why a repository could not be read, or written to, and what to do."""
     from huggingface_hub import constants, errors
 
     where = f"{constants.ENDPOINT}/{repository}"
@@ -166,4 +185,4 @@ def _reason(repository: str, revision: str | None, error: Exception) -> str:
                 f"{where} has neither {SINGLE} nor {INDEX}, and nothing else is read from the hub; fetch its "
                 ".bin or .pth by hand, if it has one, and give the path"
             )
-    return f"{where} cannot be fetched from ({cause}): try again, or give a file's path"
+    return f"{where} answers with an error ({cause}): try again"

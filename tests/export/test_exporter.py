@@ -321,7 +321,7 @@ def test_onnx_says_what_it_needs(exported, tmp_path, monkeypatch):
     assert masks.shape == (2, 65, 97) and logits.shape == (2, 65, 97, 9)
 
 
-DEFAULTS = {"mode": "export", "input": None, "output": "b", "checkpoint": None, "ids": "train"}
+DEFAULTS = dict.fromkeys(main.OF_MODES) | {"mode": "export", "output": "b", "ids": "train"}
 DEFAULTS |= {"dtypes": list(exporter.DTYPES), "fold_batch_norm": False, "orbax": False, "overwrite": False}
 
 
@@ -330,6 +330,7 @@ DEFAULTS |= {"dtypes": list(exporter.DTYPES), "fold_batch_norm": False, "orbax":
     [
         ({"output": None}, "--output: needed with --mode=export"),
         ({"input": "photos"}, "--input=photos: only with --mode=predict"),
+        ({"wandb": "mine"}, "--wandb=mine: only with --mode=train"),
         ({"checkpoint": "watch"}, "--checkpoint=watch: only with --mode=eval"),
         ({"dtypes": ["float16"]}, "--dtypes=float16: want float32 or bfloat16, or both"),
         ({"dtypes": []}, "--dtypes=: want"),

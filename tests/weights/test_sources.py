@@ -1,15 +1,14 @@
 """Names of weights: installed packages, and a hub that answers as the real one does, from this machine."""
 
-import contextlib
-import http.server
 import json
 import re
 import runpy
-import threading
 from pathlib import Path
 
+import hub_server
 import numpy as np
 import pytest
+from hub_server import COMMIT
 from safetensors.numpy import save
 
 from hfgd_jax import config as configuration
@@ -19,7 +18,6 @@ from hfgd_jax.runs import system
 from hfgd_jax.weights import files, sources
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMIT = "a" * 40
 W = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
 
@@ -111,86 +109,35 @@ def test_a_missing_package(monkeypatch):
 # -- the hub --
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """HEAD and GET of /OWNER/NAME/resolve/REVISION/FILE, with the hub's headers."""
-
-    files: dict[str, dict[str, bytes]] = {
-        "timm/net": {"model.safetensors": save(W), "config.json": b"{}"},
-        "some/shards": {
-            sources.INDEX: json.dumps({"weight_map": {"w": "a.safetensors", "v": "b.safetensors"}}).encode(),
-            "a.safetensors": save(W),
-            "b.safetensors": save({"v": W["w"]}),
-        },
-        "some/pickles": {"pytorch_model.bin": b"\x80\x02."},
-        "some/outside": {sources.INDEX: json.dumps({"weight_map": {"w": "../a.safetensors"}}).encode()},
-    }
-    errors = {
-        "some/gated": (403, {"X-Error-Code": "GatedRepo"}),
-        "meta/gated": (401, {"X-Error-Code": "GatedRepo"}),
-        "some/private": (401, {"X-Error-Code": "RepoNotFound"}),
-        "some/broken": (500, {}),
-    }
-
-    def log_message(self, *_):
-        """Quiet."""
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body):
-        owner, name, _, revision, file = self.path.strip("/").split("/", 4)
-        status, headers, data = 200, {}, b""
-        repository = f"{owner}/{name}"
-        if repository in self.errors and self.headers.get("authorization") != "Bearer good":
-            status, headers = self.errors[repository]
-        elif revision not in ("main", COMMIT):
-            status, headers = 404, {"X-Error-Code": "RevisionNotFound"}
-        elif file not in self.files.get(repository, self.files["timm/net"]):
-            status, headers = 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
-        else:
-            data = self.files.get(repository, self.files["timm/net"])[file]
-            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hash(data) % 2**64:x}"'}
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """The library with an empty cache and this machine's hub, which can be taken away."""
-    constants = pytest.importorskip(
-        "huggingface_hub.constants", reason="names of the hub need the extra [hub]"
+    pytest.importorskip("huggingface_hub", reason="names of the hub need the extra [hub]")
+    server = hub_server.start(
+        monkeypatch,
+        tmp_path,
+        files={
+            "timm/net": {"model.safetensors": save(W), "config.json": b"{}"},
+            "some/shards": {
+                sources.INDEX: json.dumps(
+                    {"weight_map": {"w": "a.safetensors", "v": "b.safetensors"}}
+                ).encode(),
+                "a.safetensors": save(W),
+                "b.safetensors": save({"v": W["w"]}),
+            },
+            "some/pickles": {"pytorch_model.bin": b"\x80\x02."},
+            "some/outside": {sources.INDEX: b'{"weight_map": {"w": "../a.safetensors"}}'},
+            "some/gated": {"model.safetensors": save(W)},
+        },
+        errors={
+            "some/gated": (403, {"X-Error-Code": "GatedRepo"}),
+            "meta/gated": (401, {"X-Error-Code": "GatedRepo"}),
+            "some/private": (401, {"X-Error-Code": "RepoNotFound"}),
+            "some/broken": (500, {}),
+        },
     )
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(
-        "huggingface_hub.utils._http.time.sleep", lambda seconds: None
-    )  # between its attempts
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-
-    def stop():
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    yield stop
-    with contextlib.suppress(OSError):
-        stop()
+    yield server.stop
+    server.stop()
 
 
 def test_a_repositorys_file_is_fetched_once(hub):
