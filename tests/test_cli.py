@@ -106,6 +106,8 @@ def test_completion_is_a_script_that_knows_commands_and_options(hfgd):
     assert words("weights", "''") == ["import", "export"]
     assert words("predict", "--in") == ["--input"] and words("export", "--in") == []
     assert words("weights", "import", "--so") == ["--source"]
+    assert words("figures", "co") == ["compare", "contamination"]
+    assert words("figures", "features", "--per") == ["--per_class"]
     assert hfgd("completion", "tcsh").returncode == 2
     assert hfgd("completion", "zsh").stdout.startswith("autoload ")
 

@@ -11,7 +11,8 @@ PACKAGE = "hfgd_jax"
 # From the ground up: a room imports its own modules and those of rooms above it in this list.
 ROOMS = (
     *("errors", "geometry", "config", "runtime", "data", "models", "losses", "weights", "inference"),
-    *("runs", "evaluation", "training", "export", "api", "serve", "tools", "main", "cli"),
+    *("runs", "evaluation", "training", "export", "api"),
+    *("figures", "serve", "tools", "main", "cli"),
 )
 FILES_AND_OPTIMIZERS = {
     *(

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from scipy.optimize import linprog
 
 from hfgd_jax.errors import UserError
+from hfgd_jax.figures.tokens import cosines
 from hfgd_jax.models import signed_features
 from hfgd_jax.runs import saved_config, system
 from hfgd_jax.runtime import shell, storage
@@ -69,14 +70,6 @@ def _smallest(kernel: np.ndarray, bias: np.ndarray, k: int, signed: bool) -> flo
     if found.status not in (_SOLVED, _INFEASIBLE):
         raise ArithmeticError(f"class {k}: {found.message}")
     return float(found.fun) if found.status == _SOLVED else np.inf
-
-
-def cosines(kernel: Float[np.ndarray, "c k"]) -> Float[np.ndarray, "k k"]:
-    """Cosine similarities of the tokens, float64 `[K, K]`; 0 with a token that is zero."""
-    kernel = np.asarray(kernel, np.float64)
-    norms = np.linalg.norm(kernel, axis=0)
-    unit = kernel / np.where(norms == 0.0, 1.0, norms)
-    return unit.T @ unit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,143 @@
+"""What figures need of trained runs: their masks, their features and their class tokens."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Float, UInt8
+
+from hfgd_jax.data import augment, canvases, pipeline
+from hfgd_jax.data.labels import LabelTable
+from hfgd_jax.errors import UserError
+from hfgd_jax.figures.features import Pixels, features_at
+from hfgd_jax.inference.tiles import TiledPredictor
+from hfgd_jax.inference.views import Inference
+from hfgd_jax.models.guidance import ClassTokens
+from hfgd_jax.runs import saved_config, system
+from hfgd_jax.runtime import sharding, storage
+
+Image = UInt8[np.ndarray, "h w 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A checkpoint of a run, ready to be applied.
+
+    Attributes:
+        name: what figures call it.
+        step: of the checkpoint.
+        system: its model, and its config in `system.config`.
+        variables: `params` and `batch_stats`, whole on this process's devices.
+        table: the classes that it was trained on.
+    """
+
+    name: str
+    step: int
+    system: system.System
+    variables: Any
+    table: LabelTable
+
+    @property
+    def kernel(self) -> Float[np.ndarray, "c k"]:
+        """The class tokens, one a column."""
+        return np.asarray(self.variables["params"]["class_tokens"]["kernel"])
+
+
+def names(workdirs: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """What runs are called: the labels, or else their folders, with as many parents as tell them apart.
+
+    Raises:
+        UserError: another number of labels than of runs, or a label twice.
+    """
+    if labels:
+        if len(labels) != len(workdirs):
+            raise UserError(f"--labels={','.join(labels)}: {len(labels)}, but {len(workdirs)} --workdirs")
+        if twice := [label for label in labels if list(labels).count(label) > 1]:
+            raise UserError(f"--labels: {twice[0]!r} twice")
+        return list(labels)
+    parts = [storage.absolute(storage.resolve(workdir, "--workdirs")).parts for workdir in workdirs]
+    for length in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(part[-length:]) for part in parts]
+        if len(set(found)) == len(found):
+            return found
+    raise UserError(f"--workdirs={','.join(workdirs)}: a folder twice")
+
+
+def read(workdir: str, name: str, checkpoint: str) -> TrainedRun:
+    """A run's checkpoint (`latest`, `best` or a step).
+
+    Raises:
+        UserError: no run, or no such checkpoint.
+    """
+    config = saved_config.get_config(workdir)
+    built, variables, step, table = system.load(config, workdir, checkpoint)
+    return TrainedRun(name, step, built, sharding.local_copy(built.mesh, variables), table)
+
+
+def check_alike(runs: Sequence[TrainedRun]) -> None:
+    """Makes sure that runs have the same classes.
+
+    Raises:
+        UserError: two have not.
+    """
+    for run in runs[1:]:
+        if run.table.classes != runs[0].table.classes:
+            raise UserError(
+                f"--workdirs: {runs[0].name} and {run.name} were trained on other classes "
+                f"({', '.join(runs[0].table.classes[:4])}..., {', '.join(run.table.classes[:4])}...)"
+            )
+
+
+def masks(run: TrainedRun, images: Sequence[Image]) -> Iterator[UInt8[np.ndarray, "h w"]]:
+    """Train ids of each RGB image, at its size, as `config.eval` of the run wants them."""
+    inference = Inference(run.system.model, run.system.config)
+    predictor = TiledPredictor(inference, run.variables, run.system.mean_pixel)
+    predictor.plan([image.shape[:2] for image in images])
+    for image in images:
+        yield predictor(image).mask
+
+
+def features(
+    run: TrainedRun, images: Sequence[Image], pixels: Pixels, on_image: Any = lambda done: None
+) -> Float[np.ndarray, "n c"]:
+    """The features that the class tokens classify for the prediction, at pixels of images.
+
+    Each image is seen whole, at `data.input_scale`. The model is the run's, with a unit matrix for class
+    tokens: its logits are the features.
+
+    Args:
+        run: of any upsampler, or of none.
+        images: RGB, as they are stored.
+        pixels: `image` are positions in `images`; rows and columns are those of the image as stored.
+        on_image: called after each image with how many are done.
+
+    Returns:
+        float32 `[n, C]`, in the order of `pixels`.
+    """
+    config, channels = run.system.config, run.kernel.shape[0]
+    model: nn.Module = run.system.model.clone(class_tokens=ClassTokens(channels, channels))
+    unit = {"kernel": jnp.eye(channels), "bias": jnp.zeros(channels)}
+    variables = run.variables | {"params": run.variables["params"] | {"class_tokens": unit}}
+    apply = jax.jit(lambda variables, image: model.apply(variables, image, train=False).logits)
+    scale = augment.as_fraction(config.data.input_scale)
+    plan = canvases.plan([image.shape[:2] for image in images], 1, [scale], config.model.geometry)
+    found = np.zeros((len(pixels.image), channels), np.float32)
+    for done, (canvas, (index,)) in enumerate(plan):
+        (view,) = pipeline.views(images[index], [float(scale)], canvas, run.system.mean_pixel)
+        maps = np.asarray(apply(variables, view["image"][None]))[0]
+        own = pixels.image == index
+        found[own] = features_at(
+            maps,
+            pixels.row[own],
+            pixels.column[own],
+            tuple(int(side) for side in view["image_size"]),
+            images[index].shape[:2],
+            output_stride=config.model.output_stride,
+            geometry=config.model.geometry,
+        )
+        on_image(done + 1)
+    return found
