@@ -15,7 +15,7 @@ PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TEST = JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax \
 	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 $(PY) -m pytest
 
-.PHONY: help venv demo demo-compare first-hour test parity slow chaos lint format
+.PHONY: help venv demo demo-compare first-hour test parity slow chaos lint format docs
 
 help:
 	@echo "make demo          train, evaluate and predict on an embedded data set, in minutes on two cores"
@@ -27,6 +27,7 @@ help:
 	@echo "make chaos         a run of two processes, killed thirty times, against one left alone"
 	@echo "make lint          what a commit must pass"
 	@echo "make format        formats the code"
+	@echo "make docs          the documentation as a site in site/, with the reference from the docstrings"
 
 venv: $(READY)
 
@@ -83,3 +84,10 @@ lint: $(READY)
 format: $(READY)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+$(VENV)/.ready-docs: $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
