@@ -1,4 +1,4 @@
-"""What mkdocs does besides: README.md is the first page, and links to files outside of docs/ become plain text."""
+"""What mkdocs does besides: README.md is the first page; links to files outside of docs/ are plain text."""
 
 import re
 from pathlib import Path
