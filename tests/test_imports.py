@@ -12,7 +12,7 @@ PACKAGE = "hfgd_jax"
 ROOMS = (
     *("errors", "geometry", "config", "runtime", "data", "models", "losses", "weights", "inference"),
     *("runs", "evaluation", "training", "export", "api"),
-    *("figures", "serve", "tools", "main", "cli"),
+    *("figures", "report", "serve", "tools", "main", "cli"),
 )
 FILES_AND_OPTIMIZERS = {
     *(

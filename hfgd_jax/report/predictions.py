@@ -1,0 +1,143 @@
+"""What a run says of each image of a split: its masks, and how sure it is, one image at a time.
+
+The images come in the batches of an evaluation and through the same views, so that the counts of a report
+are those of `hfgd eval`.
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, UInt8
+from ml_collections import ConfigDict
+
+from hfgd_jax.data import pipeline
+from hfgd_jax.data.prepared import Split
+from hfgd_jax.errors import UserError
+from hfgd_jax.inference.views import Inference, Variables
+from hfgd_jax.report.collect import Seen
+from hfgd_jax.runs import system as systems
+from hfgd_jax.runtime import sharding
+
+
+class Judged(NamedTuple):
+    """Train ids, the probability of each pixel's class, and that of its label's (0 where ignored)."""
+
+    mask: UInt8[np.ndarray | Array, "*b h w"]
+    confidence: Float32[np.ndarray | Array, "*b h w"]
+    given: Float32[np.ndarray | Array, "*b h w"]
+
+
+def judge(logits: Float[Array, "b h w k"], label: UInt8[Array, "b h w"]) -> Judged:
+    """Reads masks and probabilities from logits, without an array of all probabilities."""
+    total = jax.nn.logsumexp(logits, axis=-1)
+    known = label < logits.shape[-1]
+    place = jnp.where(known, label, 0)[..., None].astype(jnp.int32)
+    own = jnp.take_along_axis(logits, place, axis=-1)[..., 0]
+    return Judged(
+        jnp.argmax(logits, -1).astype(jnp.uint8),
+        jnp.exp(logits.max(-1) - total),
+        jnp.where(known, jnp.exp(own - total), 0.0),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A checkpoint of a run, ready to predict.
+
+    Attributes:
+        config: of the run.
+        system: what it is built into.
+        variables: `params` and `batch_stats`, whole on every device.
+        step: of the checkpoint.
+    """
+
+    config: ConfigDict
+    system: systems.System
+    variables: Variables
+    step: int
+
+
+def load(config: ConfigDict, workdir: str, checkpoint: str, split: Split) -> Trained:
+    """A run's checkpoint for the records of a split.
+
+    Raises:
+        UserError: no such checkpoint, or a model of other classes than the split's.
+    """
+    system, variables, step, table = systems.load(config, workdir, checkpoint)
+    table.check_order(split.table)
+    if table.classes != split.table.classes:
+        raise UserError(
+            f"{workdir}: its classes are not those of data set {split.dataset!r}: {table.num_classes} and "
+            f"{split.table.num_classes}, the first {table.classes[0]!r} and {split.table.classes[0]!r}"
+        )
+    return Trained(config, system, sharding.gathered(system.mesh, variables), step)
+
+
+def stream(run: Trained, split: Split) -> Iterator[tuple[int, Judged]]:
+    """Each record's index and what the run says of it, at the label's size, as evaluation computes it.
+
+    Records that cannot be read are left out where the run has `data.skip_corrupt`.
+
+    Raises:
+        UserError: as of `pipeline.eval_batches`.
+    """
+    mesh, config = run.system.mesh, run.config
+    inference, rows = Inference(run.system.model, config), sharding.batch_sharding(mesh)
+    judged = jax.jit(judge, out_shardings=rows)
+    with pipeline.eval_batches(
+        split,
+        batch_size=sharding.round_up_batch_size(config.eval.batch_size, mesh),
+        mean_pixel=run.system.mean_pixel,
+        scales=inference.scales,
+        geometry=config.model.geometry,
+        threads=config.data.threads,
+        workers=config.data.workers,
+        skip_corrupt=config.data.skip_corrupt,
+    ) as batches:
+        for batch in batches:
+            views = tuple(sharding.global_batch(mesh, view) for view in batch["views"])
+            rest = sharding.global_batch(mesh, {key: batch[key] for key in ("label", "size")})
+            logits = inference.logits(run.variables, views, rest["size"], batch["label"].shape[1:])
+            found = [np.asarray(part) for part in judged(logits, rest["label"])]
+            for row in np.flatnonzero((batch["index"] >= 0) & ~batch["corrupt"]):
+                h, w = batch["size"][row]
+                yield int(batch["index"][row]), Judged(*(part[row, :h, :w] for part in found))
+
+
+@contextlib.contextmanager
+def stored_masks(
+    run: Trained, split: Split, on_image: Callable[[int], Any]
+) -> Iterator[Callable[[int], UInt8[np.ndarray, "h w"]]]:
+    """A run's masks on disk, for the time of the block: a function from a record's index to its mask.
+
+    Two runs may see the records in another order, and one model at a time is enough in memory.
+
+    Args:
+        run, split: as of `stream`.
+        on_image: called with the number of images done.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = lambda index: str(Path(folder) / f"{index}.png")  # noqa: E731
+        for done, (index, judged) in enumerate(stream(run, split), start=1):
+            cv2.imwrite(place(index), judged.mask)
+            on_image(done)
+        del run  # and the memory of its model
+        yield lambda index: cv2.imread(place(index), cv2.IMREAD_UNCHANGED)
+
+
+def seen_by(
+    run: Trained, split: Split, compared: Callable[[int], np.ndarray] | None = None
+) -> Iterator[Seen]:
+    """Each image of a labelled split with what the run says of it, and a second run's mask."""
+    for index, judged in stream(run, split):
+        record = split.example(index)
+        other = compared(index) if compared else None
+        yield Seen(record["id"], record["image"], record["label"], *judged, other)
