@@ -53,9 +53,9 @@ class TiledPredictor:
 
     Args:
         inference, variables, mean_pixel, max_side: the model, and what a border is padded with.
-        sides: what sides of canvases are rounded up to, ascending, where the images to come are not known:
-            the canvas of an image then depends on its own size alone, and `plan` has no effect. A side
-            beyond the last has the canvas that `plan` would choose for it. Empty: as planned.
+        sides: what sides of canvases are rounded up to, ascending, where a size was not planned: its canvas
+            then depends on the size alone. A side beyond the last has the canvas that `plan` would choose
+            for it. Empty: a size that was not planned is planned when it comes.
     """
 
     def __init__(
@@ -82,8 +82,6 @@ class TiledPredictor:
 
     def plan(self, sizes: Sequence[Size]) -> None:
         """Chooses the canvases for images of these heights and widths, as evaluation would."""
-        if self.sides:  # nothing is kept for a size: any number of them may come
-            return
         seen = sorted({self._seen(size) for size in sizes})
         for canvas, (index,) in canvases.plan(seen, 1, self._scales, self.inference.geometry):
             self._canvases[seen[index]] = canvas
@@ -126,7 +124,7 @@ class TiledPredictor:
     def canvas(self, size: Size) -> canvases.Canvas:
         """What an image of this height and width, or each of its tiles, is padded to."""
         seen = self._seen(size)
-        if self.sides:
+        if self.sides and seen not in self._canvases:  # which is not kept: any number of sizes may come
             height, width = (min((s for s in self.sides if s >= side), default=side) for side in seen)
             ((canvas, _),) = canvases.plan([(height, width)], 1, self._scales, self.inference.geometry)
             return canvas

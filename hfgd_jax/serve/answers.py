@@ -93,7 +93,7 @@ def predict(predictor: Predictor, data: bytes, limits: Limits) -> Predicted:
     except TooLargeError as error:
         raise Refused(413, f"image: {error}") from None
     except inputs.Unreadable as error:
-        raise Refused(422, f"image: {error}") from None
+        raise Refused(422, str(error)) from None
     done = time.perf_counter()
     return Predicted(mask, tiles, 1e3 * (decoded - start), 1e3 * (done - decoded))
 

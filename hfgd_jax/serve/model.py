@@ -13,10 +13,11 @@ from hfgd_jax.serve.limits import SIDES
 
 
 class BoundedPredictor:
-    """A `TiledPredictor` on canvases of `SIDES`; what was compiled is forgotten where it becomes too much.
+    """A `TiledPredictor`; what was compiled for it is forgotten where it becomes too much.
 
-    An image's mask depends on the image alone, whatever came before it. Programs of a process are kept by
-    JAX until it is told to forget all of them.
+    Sizes that are known when it starts have the canvases that `hfgd predict` takes for them, all others
+    canvases of `SIDES`: the mask of an image never depends on what came before it. Programs of a process
+    are kept by JAX until it is told to forget all of them.
     """
 
     def __init__(
@@ -27,7 +28,8 @@ class BoundedPredictor:
         self._compiled: set[Any] = set()
 
     def plan(self, sizes: Sequence[Size]) -> None:
-        """Nothing: sizes are not known before they come."""
+        """Takes the heights and widths that are known; once, before any image."""
+        self._predictor.plan(sizes)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> tuple[UInt8[np.ndarray, "h w"], int]:
         """The mask of an RGB image, train ids of its size, and the number of tiles it was made of."""

@@ -1,6 +1,6 @@
 """Serves a trained model on this machine: a page that predicts images, and POST /predict for programs.
 
-    python -m hfgd_jax.tools.serve --workdir runs/camvid --checkpoint best --sizes 720x960
+    python -m hfgd_jax.tools.serve --workdir runs/camvid --checkpoint best --sizes 360x480
     curl -F image=@photo.jpg http://127.0.0.1:8000/predict -o mask.png
 
 It answers this machine alone unless --host says otherwise. docs/serve.md has the limits and the API.
@@ -104,6 +104,7 @@ def main(_: Sequence[str]) -> int:
     variables = sharding.local_copy(system.mesh, variables)
     predictor = BoundedPredictor(inference, variables, system.mean_pixel, limits.shapes)
     sizes = sizes or [tuple(config.data.crop)]
+    predictor.plan(sizes)
     with Doing("compiling the model", len(sizes)) as done:
         for number, size in enumerate(sizes, start=1):
             predictor.warm_up(size)

@@ -59,9 +59,12 @@ def test_given_sides_make_few_shapes_of_many_sizes_and_leave_the_masks_as_they_a
         image = picture(height, width)
         want = TiledPredictor(inference, variables, MEAN)(image)
         inference.shapes.clear()
-        predictor.plan([(500, 500)])  # has no effect
         np.testing.assert_array_equal(predictor(image).mask, want.mask)
         assert inference.shapes == {(1, 65, 129)}
+    predictor.plan([(40, 100)])
+    assert predictor.canvas((40, 100)).label == (65, 129) and predictor.canvas((64, 60)).label == (65, 65)
+    predictor.plan([(70, 70)])
+    assert predictor.canvas((70, 70)).label == (97, 97)
 
 
 def test_tiles_of_a_long_strip_are_as_narrow_as_it_is():
