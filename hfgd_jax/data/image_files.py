@@ -14,6 +14,9 @@ from PIL import Image, UnidentifiedImageError
 # Pillow's own limit. As RGB that is half a GiB; a header may claim far more in a hundred bytes.
 MAX_PIXELS = 178_956_970
 
+# Of Pillow's formats: without a decoder of its own, or (EPS) a program that another one runs.
+_NO_IMAGES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF")
+
 Encoded = bytes | Path | BinaryIO
 
 
@@ -21,14 +24,20 @@ class TooLargeError(ValueError):
     """An image of more pixels than are allowed; the message is one line without the file's name."""
 
 
+def formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read, whatever a file is called."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in _NO_IMAGES)
+
+
 def opened(
-    data: Encoded, *, formats: Sequence[str] | None = None, max_pixels: int | None = None
+    data: Encoded, *, of_formats: Sequence[str] | None = None, max_pixels: int | None = None
 ) -> Image.Image:
     """The image with its header read; close it. Nothing of its pixels is decoded or allocated.
 
     Args:
         data: the file.
-        formats: Pillow's names of those to be read; None: all.
+        of_formats: Pillow's names of those to be read; None: `formats()`.
         max_pixels: at most `MAX_PIXELS`, which it is where None.
 
     Raises:
@@ -37,12 +46,13 @@ def opened(
     """
     max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     try:
-        image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=formats)
+        file = io.BytesIO(data) if isinstance(data, bytes) else data
+        image = Image.open(file, formats=of_formats or formats())
     except Image.DecompressionBombError as error:
         count = re.search(r"(\d+) pixels", str(error))
         raise TooLargeError(_too_large(int(count[1]) if count else "too many", max_pixels)) from None
     except UnidentifiedImageError:  # its message names a buffer, not the file
-        known = "a format that Pillow reads" if formats is None else f"the formats {', '.join(formats)}"
+        known = f"the formats {', '.join(of_formats)}" if of_formats else "a format that Pillow reads"
         raise OSError(f"no image of {known}") from None
     if image.width * image.height > max_pixels:
         image.close()

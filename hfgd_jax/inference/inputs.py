@@ -17,8 +17,6 @@ from hfgd_jax.runtime import storage
 
 Size = tuple[int, int]  # height, width
 
-# Of Pillow's formats: without a decoder of its own, or (EPS) a program that another one runs.
-_NO_IMAGES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF")
 _ORIENTATION = 0x0112  # EXIF; 5 and above lie on their side
 
 
@@ -46,9 +44,8 @@ class Source:
 
 def suffixes() -> frozenset[str]:
     """Endings of files that count as images in a folder: those that Pillow here reads, with its plugins."""
-    Image.init()
-    known = Image.registered_extensions().items()
-    return frozenset(end for end, name in known if name in Image.OPEN and name not in _NO_IMAGES)
+    known = image_files.formats()
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in known)
 
 
 class Unreadable(Exception):
@@ -115,7 +112,7 @@ def read_bytes(
 
     Args:
         data: the file's.
-        formats: Pillow's names of those to be read; None: all.
+        formats: Pillow's names of those to be read; None: all (`image_files.formats`).
         max_pixels: more of them are refused before they are decoded; None: `image_files.MAX_PIXELS`.
 
     Raises:
@@ -123,7 +120,7 @@ def read_bytes(
         Unreadable: no image of these formats, cut short, or of floats.
     """
     try:
-        with image_files.opened(data, formats=formats, max_pixels=max_pixels) as image:
+        with image_files.opened(data, of_formats=formats, max_pixels=max_pixels) as image:
             image.load()
             return as_rgb(image)
     except (Unreadable, image_files.TooLargeError):

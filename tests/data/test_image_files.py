@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 import scipy.io
-from PIL import Image, ImageFile
+from PIL import EpsImagePlugin, Image, ImageFile
 
 from hfgd_jax.data import builders, image_files, prepared
 from hfgd_jax.data.builders import base, class_lists, files
@@ -56,6 +56,7 @@ def no_decoder(monkeypatch):
     def decoder(*_, **__):
         raise AssertionError("was decoded")
 
+    Image.init()  # one of Pillow's plugins makes an image when it is loaded
     monkeypatch.setattr(image_files.cv2, "imdecode", decoder)
     monkeypatch.setattr(Image.Image, "load", decoder)
     monkeypatch.setattr(ImageFile.ImageFile, "load", decoder)
@@ -75,6 +76,18 @@ def test_oversized_images_are_refused_by_their_header(name, tmp_path, no_decoder
         files.read_label(path)
     with pytest.raises(UserError, match=rf"{name}: mask cannot be read \({SAYS}"):
         class_lists.ColourMasks("classes.csv", np.array([(0, 0, 0)])).read(path)
+
+
+def test_no_format_is_read_for_which_another_program_would_be_run(tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+
+    def run(*_, **__):
+        raise AssertionError("Ghostscript was called")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(inputs.Unreadable, match="no image of a format that Pillow reads"):
+        inputs.read_image(tmp_path / "a.jpg")
 
 
 def test_images_at_the_limit_are_decoded(monkeypatch, tmp_path):

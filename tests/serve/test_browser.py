@@ -1,8 +1,8 @@
 """The page in a browser: a good and a broken image, the opacity, downloads, phone and dark, accessibility.
 
-Needs Playwright's Python package and a Chromium of the system; the check of accessibility needs axe.min.js of
-the npm package axe-core, whose path is in the environment variable AXE. SCREENSHOTS is a folder for pictures,
-and RUN a finished run on `shapes` to make them with, in place of one of a few steps.
+Wants playwright (extra `browser`) and Debian's `chromium`; axe-core, an npm package, where `AXE_CORE` names
+its axe.min.js or node_modules beside the checkout's files has it. With `HFGD_SERVED` (a finished run on
+`shapes`) and `HFGD_PICTURES` (a folder) the pictures of docs/serve.md are made with that run.
 """
 
 import io
@@ -23,8 +23,13 @@ from hfgd_jax.data.prepared import open_split
 from hfgd_jax.inference.render import overlay
 
 pytestmark = pytest.mark.slow
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+playwright = pytest.importorskip("playwright.sync_api", reason='pip install "hfgd_jax[browser]"')
+CHROMIUM = shutil.which("chromium")
+if CHROMIUM is None:
+    pytest.skip("no chromium: apt-get install chromium", allow_module_level=True)
+
+ROOT = Path(__file__).resolve().parents[2]
+AXE = Path(os.environ.get("AXE_CORE", ROOT / "node_modules" / "axe-core" / "axe.min.js"))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def images(shapes_dir):
 
 @pytest.fixture(scope="module")
 def server(shapes_dir, images, tmp_path_factory, user_env):
-    workdir = os.environ.get("RUN")
+    workdir = os.environ.get("HFGD_SERVED")
     if not workdir:
         workdir = tmp_path_factory.mktemp("run") / "demo"
         command = [sys.executable, "-m", "hfgd_jax.main", "--config=configs/demo.py:tiny"]
@@ -48,8 +53,6 @@ def server(shapes_dir, images, tmp_path_factory, user_env):
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs chromium: apt-get install chromium")
     with playwright.sync_playwright() as driver:
         made = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield made
@@ -93,9 +96,9 @@ def _saved(page, button):
 
 
 def _axe(page):
-    if not os.environ.get("AXE"):
-        pytest.skip("needs AXE: npm install axe-core; AXE=node_modules/axe-core/axe.min.js")
-    page.evaluate(Path(os.environ["AXE"]).read_text())
+    if not AXE.exists():
+        pytest.skip(f"{AXE}: no axe-core: npm install axe-core, or AXE_CORE=PATH")
+    page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run()")["violations"]
     assert not found, json.dumps([(v["id"], [n["html"] for n in v["nodes"]]) for v in found], indent=1)
 
@@ -193,7 +196,7 @@ def test_it_is_accessible_and_fits(page, images, name, scheme, width):
     _shown(page, "scene-1.png")
     playwright.expect(page.locator("#status")).to_contain_text("broken.png", timeout=60_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    if folder := os.environ.get("SCREENSHOTS"):
+    if folder := os.environ.get("HFGD_PICTURES"):
         page.screenshot(path=f"{folder}/serve_{name}.png", full_page=True)
     _axe(page)
 
