@@ -34,6 +34,8 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, YELLOW, BLACK = COLORS = (
 )
 MARKERS = ("o", "^", "s")
 MOST_CLASSES = len(COLORS) * len(MARKERS)  # of `features`: a colour and a marker each
+_BOXES = (BLACK, VERMILION, BLUE, GREEN)
+MOST_BOXES = len(_BOXES)  # of an image in `compare`
 _LINES = ("-", "--", ":", "-.")
 _SMALL, _NORMAL = 8, 10  # points
 _ANNOTATED = 14  # classes up to which a matrix has its numbers in it
@@ -56,7 +58,7 @@ class ComparedImage:
         label: class ids, 255 for ignored.
         masks: class ids, of each run.
         scores: mIoU of this image, of each run, in [0, 1]; None where there is none.
-        boxes: the parts shown enlarged.
+        boxes: the parts shown enlarged, up to `MOST_BOXES`.
     """
 
     name: str
@@ -111,8 +113,10 @@ def compare(
         for ax, panel in zip(axes, panels, strict=True):
             ax.imshow(panel[part], interpolation="nearest" if box else "antialiased")
             _bare(ax)
-            for number, zoomed in enumerate(() if box else one.boxes):
-                _outline(ax, zoomed, COLORS[-1 - number % 2 * 7])
+            for zoomed, color in zip(() if box else one.boxes, _BOXES, strict=False):
+                _outline(ax, zoomed, color)
+            if box:
+                ax.spines[:].set(color=_BOXES[one.boxes.index(box)], linewidth=1.4)
         axes[0].set_ylabel("enlarged" if box else _short(one.name), fontsize=_SMALL)
         if box is None:
             for ax, score in zip(axes[2:], one.scores, strict=False):
@@ -149,15 +153,12 @@ def features(
         for number, (k, title) in enumerate(classes.items()):
             own = points[labels == k]
             color, marker = COLORS[number % len(COLORS)], MARKERS[number // len(COLORS)]
-            ax.scatter(own[:, 0], own[:, 1], 9, color=color, marker=marker, linewidths=0, label=title)
+            ax.scatter(own[:, 0], own[:, 1], 9, color=color, marker=marker, lw=0.2, ec="#555555", label=title)
         ax.set_title(f"{name}\n{line}", fontsize=_NORMAL)
         _bare(ax)
     for ax in grid[len(panels) :]:
         ax.remove()
-    handles, titles = grid[0].get_legend_handles_labels()
-    figure.legend(
-        handles, titles, loc="outside lower center", ncols=8, fontsize=_NORMAL, markerscale=2, frameon=False
-    )
+    _legend_below(figure, grid[:1], _NORMAL, markerscale=2)
     return figure
 
 
@@ -213,7 +214,7 @@ def bars(groups: Sequence[Bar], quantity: str) -> Figure:
     ax.set_ylabel(quantity, fontsize=_NORMAL)
     ax.set_ylim(0, min(110, 1.12 * max(100 * max(bar.scores) for bar in groups) + 1))
     _quiet(ax)
-    figure.legend(loc="outside lower center", fontsize=_SMALL, frameon=False)
+    _legend_below(figure, [ax], _SMALL)
     return figure
 
 
@@ -244,15 +245,7 @@ def curves(panels: Mapping[str, Mapping[str, Curve]], log: Sequence[str] = ()) -
         if quantity in log:
             ax.set_yscale("log")
         _quiet(ax)
-    lines = {text: line for ax in grid for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        [lines[name] for name in order],
-        order,
-        loc="outside lower center",
-        ncols=4,
-        fontsize=_SMALL,
-        frameon=False,
-    )
+    _legend_below(figure, grid, _SMALL)
     return figure
 
 
@@ -319,10 +312,25 @@ def _legend(figure: Figure, entries: Sequence[tuple[Any, str]], side: str) -> No
     from matplotlib.patches import Patch
 
     handles = [Patch(facecolor=color, edgecolor="#808080", label=title) for color, title in entries]
-    columns = max(1, int(figure.get_figwidth() / 1.3) if side == "lower" else len(handles))
-    figure.legend(
-        handles=handles, loc=f"outside {side} center", ncols=columns, fontsize=_SMALL, frameon=False
-    )
+    columns = _columns(figure, [title for _, title in entries], _SMALL)
+    place = f"outside {side} center"
+    figure.legend(handles=handles, loc=place, ncols=columns, fontsize=_SMALL, frameon=False)
+
+
+def _legend_below(figure: Figure, axes: Sequence[Axes], size: int, **options: Any) -> None:
+    """What the panels show, each name once."""
+    pairs = [pair for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
+    known = {title: handle for handle, title in reversed(pairs)}
+    titles = list(dict.fromkeys(title for _, title in pairs))
+    columns, place = _columns(figure, titles, size), "outside lower center"
+    handles = [known[title] for title in titles]
+    figure.legend(handles, titles, loc=place, ncols=columns, fontsize=size, frameon=False, **options)
+
+
+def _columns(figure: Figure, titles: Sequence[str], size: int) -> int:
+    """How many titles fit beside each other; a letter is 0.6 of the size wide, a handle seven letters."""
+    width = (max(map(len, titles), default=1) + 7) * 0.6 * size / 72
+    return max(1, min(len(titles), int(figure.get_figwidth() / width)))
 
 
 def _short(name: str) -> str:

@@ -1,7 +1,7 @@
 """What figures need of trained runs: their masks, their features and their class tokens."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -102,7 +102,10 @@ def masks(run: TrainedRun, images: Sequence[Image]) -> Iterator[UInt8[np.ndarray
 
 
 def features(
-    run: TrainedRun, images: Sequence[Image], pixels: Pixels, on_image: Any = lambda done: None
+    run: TrainedRun,
+    images: Sequence[Image],
+    pixels: Pixels,
+    on_image: Callable[[int], None] = lambda done: None,
 ) -> Float[np.ndarray, "n c"]:
     """The features that the class tokens classify for the prediction, at pixels of images.
 

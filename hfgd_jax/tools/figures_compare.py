@@ -91,10 +91,8 @@ def difference(one: draw.ComparedImage, by: str) -> float | None:
     return float(differing.sum() / (one.label != comparison.IGNORE).sum())
 
 
-def boxes(one: draw.ComparedImage, count: int, share: float, given: Sequence[str]) -> list[Box]:
-    """The parts of an image to enlarge: the given ones, or those where the runs differ most."""
-    if given:
-        return [parse_box(text, one.label.shape) for text in given]
+def boxes(one: draw.ComparedImage, count: int, share: float) -> list[Box]:
+    """The parts of an image, up to `count`, where the runs differ most."""
     differing = comparison.disagreement(np.stack(one.masks), one.label)
     return comparison.zoom_boxes(differing, count, share)
 
@@ -108,7 +106,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("count", 3, "How many images are chosen.", lower_bound=1, upper_bound=20)
     flags.DEFINE_integer("candidates", 40, "Of how many images; 0: of all of the split.", lower_bound=0)
     flags.DEFINE_enum("choose", "pixels", ("pixels", "iou"), "What makes images of runs different.")
-    flags.DEFINE_integer("zooms", 1, "Enlarged parts of each image.", lower_bound=0, upper_bound=4)
+    flags.DEFINE_integer(
+        "zooms", 1, "Enlarged parts of each image.", lower_bound=0, upper_bound=draw.MOST_BOXES
+    )
     flags.DEFINE_float("zoom", 0.3, "Sides of a part, as a share of the image's.", 0.02, 1.0)
     flags.DEFINE_multi_string("box", [], "TOP,LEFT,HEIGHT,WIDTH of a part, in pixels; with one of --images.")
 
@@ -118,12 +118,13 @@ def main(_: Sequence[str]) -> int:
     v = flags.FLAGS
     if len(v.workdirs) < 2:
         raise UserError(f"--workdirs={','.join(v.workdirs)}: want two runs or more, to compare them")
-    if v.box and len(v.images) != 1:
-        raise UserError(f"--box={v.box[0]}: wants one image in --images")
+    if v.box and (len(v.images) != 1 or len(v.box) > draw.MOST_BOXES):
+        raise UserError(f"--box={v.box[0]}: wants one image in --images, and up to {draw.MOST_BOXES} boxes")
     paths, runs = figures_options.outputs(v), figures_options.read_runs(v)
     split = figures_options.open_labelled(runs[0].system.config, v)
     runs[0].table.check_order(split.table)
     indices = find(split, v.images) or figures_options.spread_out(len(split), v.candidates)
+    given = [parse_box(text, split.size(indices[0])) for text in v.box]
     images = compared(runs, split, indices)
     if not v.images:
         chosen = comparison.largest([difference(one, v.choose) for one in images], v.count)
@@ -131,7 +132,7 @@ def main(_: Sequence[str]) -> int:
     shown = [
         draw.ComparedImage(*(one.name, one.image, one.label, one.masks, one.scores), found)
         for one in images
-        for found in [boxes(one, v.zooms, v.zoom, v.box)]
+        for found in [given or boxes(one, v.zooms, v.zoom)]
     ]
     names = [run.name for run in runs]
     rows = [["image", *(f"{name}, mIoU" for name in names), "differing pixels"]]
