@@ -61,7 +61,8 @@ class Service:
             is_gone: whether the client has closed the connection; then nothing is predicted for it.
 
         Raises:
-            Refused: 400, 406, 408, 413, 415, 422, or 503 (see `turns`, `uploads`, `answers`).
+            Refused: 400, 406, 408, 413, 415, 422, 499 or 503 (see `turns`, `uploads`, `answers`).
+            ClientDisconnect: Starlette's, the client closed the connection within its upload.
         """
         wanted = answers.form_of(form, headers.get("accept"))
 
@@ -112,7 +113,7 @@ def make_app(
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
@@ -132,6 +133,9 @@ def make_app(
             log(f"refused: {error.status} {printable(error.line)}")
             await uploads.drain(request.stream(), limits)
             return refusal(error.status, error.line, error.headers)
+        except ClientDisconnect:
+            log("refused: 499 the client closed the connection within its upload")
+            return refusal(499, "the client closed the connection")
         return Response(answer.content, media_type=answer.media_type)
 
     def refusal(status: int, line: str, headers: Mapping[str, str] | None = None) -> Response:

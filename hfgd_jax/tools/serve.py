@@ -11,8 +11,10 @@ import ipaddress
 from collections.abc import Sequence
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from hfgd_jax.data import image_files
+from hfgd_jax.data.prepared import open_split
 from hfgd_jax.errors import UserError, warn
 from hfgd_jax.inference.views import Inference
 from hfgd_jax.runs import saved_config
@@ -46,7 +48,7 @@ def define_flags() -> None:
         "sizes",
         [],
         "Sizes of images, HEIGHTxWIDTH with commas, to compile the model for before it serves; others are "
-        "compiled when the first of them comes. Empty: the run's crop.",
+        "compiled when the first of them comes. Empty: the data set's first image's, or the run's crop.",
     )
     flags.DEFINE_integer(
         "upload_megabytes", defaults.upload_bytes >> 20, "Largest upload.", lower_bound=1, upper_bound=1024
@@ -77,6 +79,15 @@ def exposure(host: str) -> str | None:
     )
 
 
+def usual_size(config: ConfigDict) -> tuple[int, int]:
+    """The size of the first image that the run was evaluated on; its crop where that is not here."""
+    data = config.data
+    try:
+        return open_split(data.data_dir, data.dataset, data.eval_split).size(0)
+    except (UserError, IndexError):
+        return tuple(data.crop)
+
+
 def limits_of(values: flags.FlagValues) -> Limits:
     """The limits that the flags ask for."""
     defaults = Limits()
@@ -103,7 +114,7 @@ def main(_: Sequence[str]) -> int:
     inference = Inference(system.model, config)
     variables = sharding.local_copy(system.mesh, variables)
     predictor = BoundedPredictor(inference, variables, system.mean_pixel, limits.shapes)
-    sizes = sizes or [tuple(config.data.crop)]
+    sizes = sizes or [usual_size(config)]
     predictor.plan(sizes)
     with Doing("compiling the model", len(sizes)) as done:
         for number, size in enumerate(sizes, start=1):

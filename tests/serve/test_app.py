@@ -1,5 +1,6 @@
 """The app around a stand-in for the model: its answers, and what it refuses."""
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -246,3 +247,24 @@ def test_a_form_may_hold_small_fields_besides(client):
     head = b'--xyz\r\nContent-Disposition: form-data; name="note"\r\n\r\nhello\r\n'
     answer = client.post("/predict", content=head + form(GOOD), headers={"Content-Type": FORM})
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("kind", [b"image/png", FORM.encode()])
+def test_a_client_that_leaves_within_its_upload_is_no_error_and_has_left(kind):
+    lines = []
+    app = make_app(ByBrightness(), TABLE, limits=LIMITS, log=lines.append)
+    headers = [(b"host", b"localhost"), (b"content-type", kind)]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers}
+    part = {"type": "http.request", "body": form(GOOD)[:200], "more_body": True}
+    messages = iter([part, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        pass
+
+    asyncio.run(app(scope, receive, send))
+    assert lines == ["refused: 499 the client closed the connection within its upload"]
+    with TestClient(app, base_url="http://localhost") as client:
+        assert client.get("/healthz").json()["requests"] == 0

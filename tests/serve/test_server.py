@@ -12,6 +12,8 @@ import threading
 import pytest
 from serving import GOOD, LIMITS, TABLE, ByBrightness
 
+from hfgd_jax import configs
+from hfgd_jax.data.prepared import open_split
 from hfgd_jax.errors import UserError
 from hfgd_jax.serve import server
 from hfgd_jax.serve.app import make_app
@@ -121,6 +123,15 @@ def test_an_address_beyond_this_machine_is_told():
     assert serve.exposure("127.0.0.1") is serve.exposure("::1") is serve.exposure("localhost") is None
     for host in ("0.0.0.0", "::", "192.168.1.7", "gpu.lan"):
         assert "anyone who reaches this address" in serve.exposure(host)
+
+
+def test_without_sizes_it_is_compiled_for_the_data_sets_own_or_the_crop(shapes_dir, tmp_path):
+    config = configs.load("demo", tiny=True)
+    config.data.data_dir = str(shapes_dir)
+    want = open_split(shapes_dir, "shapes", "val").example(0)["image"].shape[:2]
+    assert serve.usual_size(config) == want != tuple(config.data.crop)
+    config.data.data_dir = str(tmp_path)
+    assert serve.usual_size(config) == tuple(config.data.crop) and not list(tmp_path.iterdir())
 
 
 PROGRAM = """
