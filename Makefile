@@ -15,7 +15,7 @@ PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TEST = JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax \
 	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 $(PY) -m pytest
 
-.PHONY: help venv demo demo-compare first-hour test parity slow chaos lint format docs
+.PHONY: help venv demo demo-compare first-hour test parity slow browser chaos lint format docs
 
 help:
 	@echo "make demo          train, evaluate and predict on an embedded data set, in minutes on two cores"
@@ -24,6 +24,7 @@ help:
 	@echo "make test          the tests"
 	@echo "make parity        the comparisons with torch, torchvision, timm and transformers (installs them)"
 	@echo "make slow          the long proofs"
+	@echo "make browser       the pages of hfgd report and hfgd serve in Chromium (apt-get install chromium), and their pictures"
 	@echo "make chaos         a run of two processes, killed thirty times, against one left alone"
 	@echo "make lint          what a commit must pass"
 	@echo "make format        formats the code"
@@ -72,6 +73,16 @@ parity: $(VENV)/.ready-parity
 
 slow: $(READY)
 	$(TEST) $(PARALLEL) -m slow --ignore tests/parity --ignore tests/test_chaos.py
+
+$(VENV)/.ready-browser: $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	@touch $@
+
+browser: $(VENV)/.ready-browser
+	$(PY) -m hfgd_jax.main --config configs/demo.py --workdir runs/demo
+	$(PY) -m hfgd_jax.tools.report --workdir runs/demo --output runs/demo/report --overwrite
+	HFGD_REPORT=runs/demo/report HFGD_SERVED=runs/demo HFGD_PICTURES=docs/pictures \
+		$(TEST) -s -m slow tests/report tests/serve
 
 chaos: $(READY)
 	$(TEST) -m slow -s tests/test_chaos.py

@@ -31,6 +31,8 @@ CHECKED = [
     "hfgd_jax.inference",
     "hfgd_jax.losses",
     "hfgd_jax.models",
+    "hfgd_jax.report.pictures",
+    "hfgd_jax.report.quality",
     "hfgd_jax.weights.layouts",
 ]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

@@ -29,7 +29,7 @@ def scene(number, size=(96, 128), classes=5, compare=False):
     if number % 5 == 0:
         rows, columns = slice(10, 50), slice(20, 60)
         mask[rows, columns], confidence[rows, columns] = (label[30, 40] + 1) % classes, 0.95
-    given = np.where(mask == label, confidence, (1 - confidence) / 2).astype(np.float32)
+    given = np.where(mask == label, confidence, np.where(confidence > 0.9, 0.005, 0.2)).astype(np.float32)
     label = label.copy()
     label[:4] = 255
     grain = rng.integers(0, 30, (*size, 1), np.uint8)

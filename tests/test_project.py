@@ -19,7 +19,7 @@ from hfgd_jax import configs
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hfgd_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-TARGETS = ("demo", "demo-compare", "test", "parity", "slow", "chaos", "lint", "format")
+TARGETS = ("demo", "demo-compare", "test", "parity", "slow", "browser", "chaos", "lint", "format")
 
 # Where the name to import is not the name to install.
 DISTRIBUTIONS = {

@@ -99,12 +99,13 @@ class Evaluator:
         matrix, pixels, images, waiting = self._zero(), 0, 0, None
         # Whole on every device, once, so that no collective is left in the loop.
         variables = sharding.gathered(self.mesh, variables)
-        with self._batches(split, mean_pixel) as batches:
+        with self.batches(split, mean_pixel) as batches:
             name = batches.name
             for batch in stall.batches(batches, name):
                 if should_stop():
                     return None
-                masks, label = self._predict(variables, batch)  # compiles where the shape is new
+                logits, label = self.logits(variables, batch)  # compiles where the shape is new
+                masks = self._masks(logits)
                 matrix = self._count(matrix, label, masks)
                 with stall.limit(f"evaluation of {name}: nothing has moved after {images} images"):
                     if waiting:  # one batch late: the devices never wait for the host, nor run far ahead
@@ -133,7 +134,8 @@ class Evaluator:
         """
         return TiledPredictor(self.inference, variables, mean_pixel)(image).mask
 
-    def _batches(self, split: Split, mean_pixel: np.ndarray) -> pipeline.Batches:
+    def batches(self, split: Split, mean_pixel: np.ndarray) -> pipeline.Batches:
+        """This process's part of the split's batches, as of `pipeline.eval_batches`."""
         process_index, process_count = sharding.process_share(self.mesh)
         return pipeline.eval_batches(
             split,
@@ -148,12 +150,12 @@ class Evaluator:
             skip_corrupt=self.config.data.skip_corrupt,
         )
 
-    def _predict(self, variables: Variables, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-        """Masks and labels of a batch, on the mesh."""
+    def logits(self, variables: Variables, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+        """Logits `[b, h, w, k]` at the labels' pixels, and labels `[b, h, w]`, of a batch, on the mesh."""
         views = (sharding.global_batch(self.mesh, view) for view in batch["views"])
         rest = sharding.global_batch(self.mesh, {key: batch[key] for key in ("label", "size")})
         logits = self.inference.logits(variables, tuple(views), rest["size"], batch["label"].shape[1:])
-        return self._masks(logits), rest["label"]
+        return logits, rest["label"]
 
 
 def _finish(details: Details | None, masks: jax.Array, batch: Mapping[str, Any]) -> None:

@@ -38,14 +38,14 @@ class Options:
         side: pixels of the longer side of images and masks, at most.
         thumbnail: the same of thumbnails.
         quality: of WebP, 1 to 100.
-        threshold: probability from which the model is sure of a class.
+        doubt: probability of the label's class up to which a label is doubted.
         regions: doubtful regions kept of an image.
     """
 
     side: int = 480
     thumbnail: int = 160
     quality: int = 60
-    threshold: float = 0.9
+    doubt: float = 0.01
     regions: int = 5
 
 
@@ -144,7 +144,7 @@ class Collector:
             compared = scores_of(self.compared.add(label, other))
             differ = float((other != mask)[labelled].mean()) if labelled.any() else None
         doubtful = regions(
-            label, mask, seen.confidence, seen.given, threshold=options.threshold, most=options.regions
+            label, mask, seen.confidence, seen.given, doubt=options.doubt, most=options.regions
         )
         self._write(len(self.images), seen)
         self.images.append(
@@ -168,7 +168,7 @@ class Collector:
             "image": pictures.photo(seen.image, o.side, o.quality),
             "label": pictures.mask(seen.label, palette, o.side),
             "prediction": pictures.mask(seen.mask, palette, o.side),
-            "mistakes": pictures.mistakes(seen.label, seen.mask, seen.confidence, o.threshold, o.side),
+            "mistakes": pictures.mistakes(seen.label, seen.mask, seen.given, o.doubt, o.side),
             "confidence": pictures.certainty(seen.confidence, max(1, o.side // 2)),
         }
         if self.compared is not None and seen.compared is not None:

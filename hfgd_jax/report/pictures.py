@@ -14,7 +14,7 @@ from hfgd_jax.data.labels import IGNORE
 from hfgd_jax.inference.render import Palette
 
 LEVELS = 16  # of confidence: 4 bits a pixel
-_AGREE, _DISAGREE, _SURE, _IGNORED = range(4)
+_AGREE, _DISAGREE, _DOUBTED, _IGNORED = range(4)
 _MISTAKES = ((0, 0, 0), (230, 97, 0), (214, 0, 60), (128, 128, 128))
 
 
@@ -42,16 +42,16 @@ def mask(ids: UInt8[np.ndarray, "h w"], palette: Palette, side: int) -> bytes:
 def mistakes(
     label: UInt8[np.ndarray, "h w"],
     ids: UInt8[np.ndarray, "h w"],
-    confidence: Float32[np.ndarray, "h w"],
-    threshold: float,
+    given: Float32[np.ndarray, "h w"],
+    doubt: float,
     side: int,
 ) -> bytes:
-    """Where the mask is not the label, in a second colour where the model was sure; else transparent.
+    """Where the mask is not the label, in a second colour where the label is doubted; else transparent.
 
-    Ignored pixels are grey.
+    Ignored pixels are grey. `given` is the probability of the label's class, doubted up to `doubt`.
     """
     wrong = ids != label
-    kind = np.where(wrong, np.where(confidence >= threshold, _SURE, _DISAGREE), _AGREE).astype(np.uint8)
+    kind = np.where(wrong, np.where(given <= doubt, _DOUBTED, _DISAGREE), _AGREE).astype(np.uint8)
     kind[label == IGNORE] = _IGNORED
     return _indexed(_nearest(kind, side), np.array(_MISTAKES, np.uint8), [_AGREE])
 

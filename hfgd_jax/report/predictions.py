@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 from ml_collections import ConfigDict
 
-from hfgd_jax.data import pipeline
 from hfgd_jax.data.prepared import Split
 from hfgd_jax.errors import UserError
-from hfgd_jax.inference.views import Inference, Variables
+from hfgd_jax.evaluation.evaluator import Evaluator
+from hfgd_jax.inference.views import Variables
 from hfgd_jax.report.collect import Seen
 from hfgd_jax.runs import system as systems
 from hfgd_jax.runtime import sharding
@@ -89,24 +89,12 @@ def stream(run: Trained, split: Split) -> Iterator[tuple[int, Judged]]:
     Raises:
         UserError: as of `pipeline.eval_batches`.
     """
-    mesh, config = run.system.mesh, run.config
-    inference, rows = Inference(run.system.model, config), sharding.batch_sharding(mesh)
-    judged = jax.jit(judge, out_shardings=rows)
-    with pipeline.eval_batches(
-        split,
-        batch_size=sharding.round_up_batch_size(config.eval.batch_size, mesh),
-        mean_pixel=run.system.mean_pixel,
-        scales=inference.scales,
-        geometry=config.model.geometry,
-        threads=config.data.threads,
-        workers=config.data.workers,
-        skip_corrupt=config.data.skip_corrupt,
-    ) as batches:
+    mesh = run.system.mesh
+    evaluator = Evaluator(run.system.model, run.config, mesh)
+    judged = jax.jit(judge, out_shardings=sharding.batch_sharding(mesh))
+    with evaluator.batches(split, run.system.mean_pixel) as batches:
         for batch in batches:
-            views = tuple(sharding.global_batch(mesh, view) for view in batch["views"])
-            rest = sharding.global_batch(mesh, {key: batch[key] for key in ("label", "size")})
-            logits = inference.logits(run.variables, views, rest["size"], batch["label"].shape[1:])
-            found = [np.asarray(part) for part in judged(logits, rest["label"])]
+            found = [np.asarray(part) for part in judged(*evaluator.logits(run.variables, batch))]
             for row in np.flatnonzero((batch["index"] >= 0) & ~batch["corrupt"]):
                 h, w = batch["size"][row]
                 yield int(batch["index"][row]), Judged(*(part[row, :h, :w] for part in found))
@@ -123,11 +111,15 @@ def stored_masks(
     Args:
         run, split: as of `stream`.
         on_image: called with the number of images done.
+
+    Raises:
+        UserError: masks cannot be written, or as of `stream`.
     """
     with tempfile.TemporaryDirectory() as folder:
         place = lambda index: str(Path(folder) / f"{index}.png")  # noqa: E731
         for done, (index, judged) in enumerate(stream(run, split), start=1):
-            cv2.imwrite(place(index), judged.mask)
+            if not cv2.imwrite(place(index), judged.mask):
+                raise UserError(f"{folder}: cannot write a mask; is the disk of temporary files full?")
             on_image(done)
         del run  # and the memory of its model
         yield lambda index: cv2.imread(place(index), cv2.IMREAD_UNCHANGED)

@@ -1,4 +1,4 @@
-"""Which labels a model doubts: a score of each image, and the regions where it is sure of another class.
+"""Which labels a model doubts: a score of each image, and the regions where it all but rules them out.
 
 The score of an image is that of cleanlab (`cleanlab.segmentation.rank.get_label_quality_scores`, method
 "softmin"; Lad and Mueller, "Estimating label quality and errors in semantic segmentation data via any model",
@@ -19,7 +19,7 @@ MARGIN = 0.005  # of the image's diagonal: pixels this near the edge of a region
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """A connected part of an image where the model is sure of one class and the label has another.
+    """A connected part of an image with one class of the label, which the model doubts, and one of the model.
 
     Attributes:
         given, suggested: the label's class and the model's.
@@ -62,26 +62,29 @@ def regions(
     confidence: Float32[np.ndarray, "h w"],
     given: Float32[np.ndarray, "h w"],
     *,
-    threshold: float,
+    doubt: float,
     most: int,
 ) -> list[Region]:
     """The 8-connected regions of confident disagreement that have inner pixels, the highest scores first.
 
-    Errors of a model along contours are thin, and labels are inexact there by nature; a region counts by the
-    pixels that are farther than `MARGIN` of the diagonal from what is not of it.
+    A label is doubted where the model has another class and gives the label's at most a probability of
+    `doubt`. That the model is sure of its own class says less: where it errs, it mostly leaves the label's
+    class some probability (benchmarks/planted_label_errors.py). Errors of a model along contours are thin,
+    and labels are inexact there by nature; a region counts by the pixels that are farther than `MARGIN` of
+    the diagonal from what is not of it.
 
     Args:
         label: train ids, 255 ignored.
         mask: the model's train ids.
         confidence: the probability of the mask's class.
         given: the probability of the label's class; not read where that is ignored.
-        threshold: confidence from which the model is sure.
+        doubt: probability of the label's class up to which it is doubted.
         most: how many to return.
     """
-    sure = (mask != label) & (label != IGNORE) & (confidence >= threshold)
-    pairs = np.where(sure, label.astype(np.int32) * 256 + mask, -1)
+    doubted = (mask != label) & (label != IGNORE) & (given <= doubt)
+    pairs = np.where(doubted, label.astype(np.int32) * 256 + mask, -1)
     radius = max(1, round(MARGIN * float(np.hypot(*label.shape))))
-    values, counts = np.unique(pairs[sure], return_counts=True)
+    values, counts = np.unique(pairs[doubted], return_counts=True)
     smallest = (radius + 1) ** 2  # a smaller one has no inner pixel, not even in a corner of the image
     found = []
     for pair in values[counts >= smallest].tolist():

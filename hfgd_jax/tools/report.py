@@ -170,7 +170,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("thumbnail", defaults.thumbnail, "The same of thumbnails.", 16, 512)
     flags.DEFINE_integer("quality", defaults.quality, "Of the WebP files.", 1, 100)
     flags.DEFINE_float(
-        "threshold", defaults.threshold, "Probability from which the model counts as sure.", 0.0, 1.0
+        "doubt", defaults.doubt, "Probability of its class up to which a label is doubted.", 0.0, 1.0
     )
     flags.DEFINE_integer("regions", defaults.regions, "Doubtful regions kept of an image.", 0, 100)
 
@@ -178,7 +178,7 @@ def define_flags() -> None:
 def main(_: Sequence[str]) -> int:
     """Writes the report and says where it is; returns the exit code."""
     v = flags.FLAGS
-    options = Options(v.side, v.thumbnail, v.quality, v.threshold, v.regions)
+    options = Options(v.side, v.thumbnail, v.quality, v.doubt, v.regions)
     workdirs = [v.workdir, v.compare] if v.compare else [v.workdir]
     images = make(workdirs, v.checkpoint, v.split, v.output, options, v.overwrite)
     print(f"{images} images: open {Path(v.output) / 'index.html'}")

@@ -134,8 +134,8 @@ def test_pictures_show_what_they_should():
     label = np.array([[0, 1, 255], [1, 1, 1]], np.uint8)
     shown = opened(pictures.mask(label, [(9, 8, 7), (200, 100, 50)], 100))
     assert shown[0].tolist() == [[9, 8, 7, 255], [200, 100, 50, 255], [0, 0, 0, 0]]
-    sure = np.array([[0.5, 0.95, 0.95], [0.5, 0.95, 0.95]], np.float32)
-    wrong = opened(pictures.mistakes(label, np.zeros_like(label), sure, 0.9, 100))
+    given = np.array([[0.9, 0.3, 0.3], [0.3, 0.01, 0.01]], np.float32)
+    wrong = opened(pictures.mistakes(label, np.zeros_like(label), given, 0.01, 100))
     assert wrong[0, 0, 3] == 0  # right
     assert wrong[1, 0].tolist() != wrong[1, 1].tolist()  # in doubt, and sure
     assert wrong[0, 2].tolist() == [128, 128, 128, 255]  # ignored

@@ -20,14 +20,14 @@ def scene(height=100, width=120):
     return label, label.copy(), np.full(label.shape, 0.99, np.float32), np.full(label.shape, 0.99, np.float32)
 
 
-def disagree(parts, rows, columns, suggested, sure=0.95):
+def disagree(parts, rows, columns, suggested, own=0.01):
     _, mask, confidence, given = parts
-    mask[rows, columns], confidence[rows, columns], given[rows, columns] = suggested, sure, 1 - sure
+    mask[rows, columns], confidence[rows, columns], given[rows, columns] = suggested, 0.91, own
     return parts
 
 
-def found(parts, threshold=0.9, most=9):
-    return regions(*parts, threshold=threshold, most=most)
+def found(parts, doubt=0.01, most=9):
+    return regions(*parts, doubt=doubt, most=most)
 
 
 def test_regions_have_their_place_size_and_classes():
@@ -36,20 +36,20 @@ def test_regions_have_their_place_size_and_classes():
     large, small = found(parts)
     assert (large.given, large.suggested, large.pixels) == (0, 2, 600)
     assert large.box == pytest.approx((40 / 120, 0.1, 70 / 120, 0.3))
-    assert large.share == pytest.approx(0.05) and large.confidence == pytest.approx(0.95)
-    # One pixel (0.5 % of the diagonal) from its edge: 18 x 28 are inside, each with 0.95 - 0.05.
+    assert large.share == pytest.approx(0.05) and large.confidence == pytest.approx(0.91)
+    # One pixel (0.5 % of the diagonal) from its edge: 18 x 28 are inside, each with 0.91 - 0.01.
     assert large.score == pytest.approx(18 * 28 * 0.9 / 12000, rel=1e-5)
     assert small.score == pytest.approx(8 * 9 * 0.9 / 12000, rel=1e-5)  # the image's edge is none of its own
     assert [region.pixels for region in found(parts, most=1)] == [600]
 
 
-def test_regions_are_left_out_where_thin_unsure_or_ignored():
+def test_regions_are_left_out_where_thin_plausible_or_ignored():
     parts = disagree(scene(), slice(10, 12), slice(0, 120), 1)  # along a contour
-    parts = disagree(parts, slice(40, 60), slice(10, 30), 1, sure=0.6)
+    parts = disagree(parts, slice(40, 60), slice(10, 30), 1, own=0.05)
     parts = disagree(parts, slice(70, 90), slice(10, 30), 1)
     parts[0][70:90, 10:30] = 255
     assert found(parts) == []
-    assert [region.pixels for region in found(parts, threshold=0.5)] == [400]
+    assert [region.pixels for region in found(parts, doubt=0.5)] == [400]
 
 
 def test_neighbouring_regions_of_other_classes_stay_apart():

@@ -15,7 +15,7 @@ function regionTable(rows) {
     { name: "of the image %", number: true, value: (r) => r.region.share, cell: (r) => percent(r.region.share, 2) },
     { name: "confidence %", number: true, value: (r) => r.region.confidence, cell: (r) => percent(r.region.confidence) },
   ];
-  return sortable("Regions where the model is sure of another class", columns, rows, 1);
+  return sortable("Regions whose label the model doubts", columns, rows, 1);
 }
 
 function qualityTable(indices) {
@@ -35,14 +35,14 @@ function qualityTable(indices) {
 
 function showLabels() {
   const part = byId("labels");
-  part.append(element("p", {}, `Where a model that is at least ${percent(REPORT.scores.options.threshold, 0)} % sure contradicts a label, look at the label: the model may be wrong, or the label. Of the data that a model was trained on it may have learned the errors.`),
+  part.append(element("p", {}, `Where the model has another class than the label and gives the label's class a probability of at most ${percent(REPORT.scores.options.doubt)} %, look: the label may be wrong, or the model. Of the data that it was trained on a model may have learned the errors.`),
     element("p", {}, "As tables: ", element("a", { href: "label_regions.csv" }, "label_regions.csv"), ", ", element("a", { href: "label_images.csv" }, "label_images.csv")));
   whenImages(() => {
     const rows = REPORT.images.flatMap((image, index) => image.regions.map((region) => ({ image: index, region })));
     rows.sort((a, b) => b.region.score - a.region.score);
     const indices = REPORT.images.map((_, i) => i);
     part.append(
-      element("h2", {}, "Regions"), rows.length ? regionTable(rows) : element("p", {}, "None: no region of that confidence contradicts its label."),
+      element("h2", {}, "Regions"), rows.length ? regionTable(rows) : element("p", {}, "None."),
       element("details", {}, element("summary", {}, "Whole images, by cleanlab's score"), qualityTable(indices)));
   });
 }
