@@ -8,6 +8,7 @@ its axe.min.js or node_modules beside the checkout's files has it. With `HFGD_SE
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,7 +86,7 @@ def _files(images, *names):
 def _shown(page, name):
     playwright.expect(page.locator("#title")).to_have_text(name, timeout=60_000)
     playwright.expect(page.locator("#paint")).to_be_visible()
-    page.wait_for_function("document.getElementById('paint').style.opacity !== ''")
+    playwright.expect(page.locator("#paint")).to_have_attribute("style", re.compile("opacity"))
 
 
 def _saved(page, button):
