@@ -80,7 +80,8 @@ $(VENV)/.ready-browser: $(READY)
 
 browser: $(VENV)/.ready-browser
 	$(PY) -m hfgd_jax.main --config configs/demo.py --workdir runs/demo
-	$(PY) -m hfgd_jax.tools.report --workdir runs/demo --output runs/demo/report --overwrite
+	$(PY) -m hfgd_jax.main --config configs/demo.py:method=fcn --workdir runs/demo-fcn
+	$(PY) -m hfgd_jax.tools.report --workdir runs/demo --compare runs/demo-fcn --output runs/demo/report --overwrite
 	HFGD_REPORT=runs/demo/report HFGD_SERVED=runs/demo HFGD_PICTURES=docs/pictures \
 		$(TEST) -s -m slow tests/report tests/serve
 

@@ -96,15 +96,23 @@ def folder_for(output: str, overwrite: bool) -> Iterator[Path]:
             raise UserError(f"--output={output}: is there already; take another name, or --overwrite")
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        part.mkdir(parents=True)
+        with _writing(output):
+            part.mkdir(parents=True)
         yield part
-        if target.exists():
-            shutil.rmtree(target)
-        part.rename(target)
-    except OSError as error:
-        raise UserError(f"--output={output}: cannot be written ({error})") from error
+        with _writing(output):
+            if target.exists():
+                shutil.rmtree(target)
+            part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(output: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output={output}: cannot be written ({error})") from error
 
 
 def collect(
@@ -151,7 +159,8 @@ def make(
         told.insert(0, described(run, workdirs[0], names[0]))
         found = collect(run, split, folder, options, compared)
         versions = records.recording()
-        write(folder, found, told, dataset=split.dataset, split=split.split, versions=versions)
+        with _writing(output):
+            write(folder, found, told, dataset=split.dataset, split=split.split, versions=versions)
     return len(found.images)
 
 

@@ -37,7 +37,7 @@ function makeViewer() {
     element("div", { class: "controls" },
       labelled("left", choose("left")), labelled("right", choose("right")), labelled("colour strength", strength),
       element("label", { class: "check" }, boxes, " doubtful regions")),
-    element("p", { class: "faint" }, "Arrow keys: image before and next. 1 to 6: the right layer; with Shift: the left one."),
+    element("p", { class: "faint" }, "Arrow keys: image before and next. 1 to 6: the right layer; with Shift: the left one. Disagreement is orange, red where the label is doubted; ignored pixels are grey. Confidence: white is sure."),
     element("div", { id: "viewer-facts" }));
   dialog.addEventListener("keydown", viewerKey);
 }
@@ -80,7 +80,7 @@ function stack(name) {
   const show = (kind, properties) => element("img", { src: picture(kind, index), draggable: "false", ...properties });
   const alt = `${LAYERS[name] || "second run's prediction"} of ${REPORT.images[index].id}`;
   const pictures = name === "confidence" ? [] : [show("image", { alt: name === "image" ? alt : "" })];
-  if (name !== "image") pictures.push(show(name, { alt, class: name === "confidence" ? null : "colours" }));
+  if (name !== "image") pictures.push(show(name, { alt, class: name === "confidence" ? null : name === "mistakes" ? "sharp" : "colours" }));
   return pictures;
 }
 
