@@ -8,6 +8,7 @@ figure's own size.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,6 +84,20 @@ class Bar(NamedTuple):
     scores: Sequence[float]
 
 
+def check_installed(*packages: str) -> None:
+    """Makes sure of optional packages before anything takes long.
+
+    Args:
+        packages: names as in `import`.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{name}: not installed, and this figure needs it: {INSTALL}")
+
+
 def compare(
     images: Sequence[ComparedImage], names: Sequence[str], classes: Sequence[str], palette: Palette
 ) -> Figure:
@@ -95,9 +110,6 @@ def compare(
         images: one or more, each with a mask a run.
         names: of the runs, two or more.
         classes, palette: of the data set; those in sight are in the legend.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
     titles = ["image", "label", *names, f"{names[0]} / {names[-1]}"]
     rows = [(one, box) for one in images for box in (None, *one.boxes)]
@@ -141,9 +153,6 @@ def features(
         panels: by the run's name, its pixels in the plane and the line below the title.
         labels: class ids of the pixels, the same in all runs.
         classes: names of the classes by id, up to `MOST_CLASSES`.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
     across = min(3, len(panels))
     down = -(-len(panels) // across)
@@ -168,9 +177,6 @@ def matrices(panels: Mapping[str, Float[np.ndarray, "k k"]], classes: Sequence[s
     Args:
         panels: by the run's name, a matrix of numbers in [0, 1].
         classes: names of its rows and columns.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
     side = max(4.0, 0.14 * len(classes) + 1.5)
     across = min(3, len(panels))
@@ -194,11 +200,7 @@ def matrices(panels: Mapping[str, Float[np.ndarray, "k k"]], classes: Sequence[s
 
 
 def bars(groups: Sequence[Bar], quantity: str) -> Figure:
-    """A bar for each group at its mean, in per cent, with a point for each seed where there are several.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+    """A bar for each group at its mean, in per cent, with a point for each seed where there are several."""
     figure = _figure(max(4.5, 1.5 * len(groups) + 0.8), 4.2)
     ax = figure.subplots()
     kinds = list(dict.fromkeys(bar.kind for bar in groups))
@@ -224,9 +226,6 @@ def curves(panels: Mapping[str, Mapping[str, Curve]], log: Sequence[str] = ()) -
     Args:
         panels: by quantity, by group.
         log: quantities with a logarithmic axis.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
     figure = _figure(4.4 * len(panels), 3.8)
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -268,10 +267,8 @@ def save(figure: Figure, paths: Sequence[epath.Path]) -> None:
 
 def _figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError(f"figures need matplotlib: {INSTALL}") from None
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 

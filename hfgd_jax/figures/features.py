@@ -11,8 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
-from hfgd_jax.errors import UserError
-from hfgd_jax.figures.draw import INSTALL
 from hfgd_jax.geometry import Geometry
 from hfgd_jax.inference.sliding import COARSEST
 
@@ -128,14 +126,9 @@ def separation(features: Float[np.ndarray, "n c"], labels: Integer[np.ndarray, "
     Args:
         features: of n pixels.
         labels: class ids, of two classes or more, and fewer than n.
-
-    Raises:
-        UserError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.metrics import silhouette_score
-    except ImportError:
-        raise UserError(f"the silhouette needs a package: {INSTALL}") from None
+    from sklearn.metrics import silhouette_score
+
     classes = np.unique(labels)
     features = features.astype(np.float64)
     centers = np.stack([features[labels == k].mean(0) for k in classes])
@@ -157,14 +150,9 @@ def embed(
         features: of n pixels.
         seed: of its random numbers.
         neighbors, min_distance: UMAP's `n_neighbors` and `min_dist`.
-
-    Raises:
-        UserError: umap-learn is not installed.
     """
-    try:
-        import umap
-    except ImportError:
-        raise UserError(f"UMAP needs a package: {INSTALL}") from None
+    import umap
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value")  # a seed means one thread: we know
         fitted = umap.UMAP(n_neighbors=neighbors, min_dist=min_distance, random_state=seed)

@@ -87,7 +87,7 @@ def define_flags() -> None:
 def main(_: Sequence[str]) -> int:
     """Draws the features and prints how separate they are; returns the exit code."""
     v = flags.FLAGS
-    paths, runs = figures_options.outputs(v), figures_options.read_runs(v)
+    paths, runs = figures_options.outputs(v, "sklearn", "umap"), figures_options.read_runs(v)
     split = figures_options.open_labelled(runs[0].system.config, v)
     runs[0].table.check_order(split.table)
     classes = split.table.classes

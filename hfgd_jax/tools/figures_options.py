@@ -39,12 +39,17 @@ def define_data() -> None:
     flags.DEFINE_string("split", "", "The split to look at; empty: the one that the first run is scored on.")
 
 
-def outputs(values: Any) -> list[epath.Path]:
+def outputs(values: Any, *packages: str) -> list[epath.Path]:
     """The files to write.
 
+    Args:
+        values: of the flags.
+        packages: that the figure needs beside matplotlib, as in `import`.
+
     Raises:
-        UserError: none, another suffix, or a file that is there.
+        UserError: none, another suffix, a file that is there, or a package that is not.
     """
+    draw.check_installed("matplotlib", *packages)
     paths = [storage.resolve(text, "--output") for text in values.output]
     for path in paths:
         if path.suffix.lower() not in draw.SUFFIXES:

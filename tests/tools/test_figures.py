@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import numpy as np
@@ -243,7 +244,10 @@ def test_files_are_refused_before_anything_is_computed(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=message):
             figures_options.outputs(values)
     values(["command", f"--output={tmp_path}/there.svg", "--overwrite"])
-    assert figures_options.outputs(values) == [epath.Path(tmp_path / "there.svg")]
+    assert figures_options.outputs(values, "sklearn") == [epath.Path(tmp_path / "there.svg")]
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(UserError, match=r'umap: not installed.*: pip install "hfgd_jax\[figures\]"'):
+        figures_options.outputs(values, "sklearn", "umap")
 
 
 def test_images_are_spread_over_a_split():
