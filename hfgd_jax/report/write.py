@@ -20,6 +20,7 @@ from hfgd_jax.report.collect import Collector, Counted, Kept, pairs_of
 
 LARGEST = 200  # confusions listed
 POINTS = 400  # of a curve
+REGIONS, IMAGES = "label_regions.csv", "label_images.csv"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet computes
 
 
@@ -70,10 +71,8 @@ def write(
         dataset, split: where the images are from.
         versions: of the packages and the machine.
     """
-    page = resources.files("hfgd_jax.report") / "page"
-    for file in page.iterdir():
-        if file.is_file():
-            (folder / file.name).write_bytes(file.read_bytes())
+    for name, content in page_files().items():
+        (folder / name).write_bytes(content)
     (folder / "data").mkdir(exist_ok=True)
     scores = scores_of_report(collected, runs) | {"dataset": dataset, "split": split, "versions": versions}
     (folder / "data" / "scores.js").write_text(script("scores", scores), encoding="utf-8")
@@ -81,10 +80,22 @@ def write(
     (folder / "data" / "images.js").write_text(script("images", images), encoding="utf-8")
     classes = collected.table.classes
     for name, rows in (
-        ("label_regions.csv", region_rows(collected.images, classes)),
-        ("label_images.csv", image_rows(collected.images)),
+        (REGIONS, region_rows(collected.images, classes)),
+        (IMAGES, image_rows(collected.images)),
     ):
         (folder / name).write_text(csv_text(rows), encoding="utf-8")
+
+
+def page_files() -> dict[str, bytes]:
+    """The page's own files, by name: the same in every report."""
+    page = resources.files("hfgd_jax.report") / "page"
+    return {file.name: file.read_bytes() for file in page.iterdir() if file.is_file()}
+
+
+def strangers(folder: Path) -> list[str]:
+    """Names in a folder that a report does not have, at its top."""
+    known = {*page_files(), REGIONS, IMAGES, "data", "pictures"}
+    return sorted({path.name for path in folder.iterdir()} - known)
 
 
 def scores_of_report(collected: Collector, runs: Sequence[Run]) -> dict[str, Any]:

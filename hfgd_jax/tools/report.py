@@ -26,7 +26,7 @@ from hfgd_jax.evaluation import evaluator, records
 from hfgd_jax.report import predictions
 from hfgd_jax.report.collect import Collector, Options
 from hfgd_jax.report.predictions import Trained
-from hfgd_jax.report.write import Run, curves_of, write
+from hfgd_jax.report.write import Run, curves_of, strangers, write
 from hfgd_jax.runs import saved_config
 from hfgd_jax.runs.system import open_data
 from hfgd_jax.runtime import shell, storage
@@ -94,6 +94,8 @@ def folder_for(output: str, overwrite: bool) -> Iterator[Path]:
             raise UserError(f"--output={output}: is there already and is no report; take another name")
         if (target / _MARK).exists() and not overwrite:
             raise UserError(f"--output={output}: is there already; take another name, or --overwrite")
+        if others := strangers(target):
+            raise UserError(f"--output={output}: holds {others[0]!r} beside a report; move it away first")
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         with _writing(output):

@@ -109,14 +109,17 @@ def test_only_a_report_is_replaced_and_only_when_told(tmp_path):
         with report.folder_for(str(folder), overwrite) as part:
             (part / "data").mkdir()
             (part / "data" / "scores.js").write_text("")
-            (part / str(overwrite)).touch()
+            (part / ("core.js" if overwrite else "run.js")).touch()
 
     target = tmp_path / "report"
     make(target, False)
     with pytest.raises(UserError, match=r"--output=.*report: is there already; take another name, or --ov"):
         make(target, False)
     make(target, True)
-    assert [path.name for path in sorted(target.iterdir())] == ["True", "data"]
+    assert [path.name for path in sorted(target.iterdir())] == ["core.js", "data"]
+    (target / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds 'notes.txt' beside a report; move it away first"):
+        make(target, True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
     with pytest.raises(UserError, match="is there already and is no report"):

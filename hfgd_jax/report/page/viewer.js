@@ -37,7 +37,7 @@ function makeViewer() {
     element("div", { class: "controls" },
       labelled("left", choose("left")), labelled("right", choose("right")), labelled("colour strength", strength),
       element("label", { class: "check" }, boxes, " doubtful regions")),
-    element("p", { class: "faint" }, "Arrow keys: image before and next. 1 to 6: the right layer; with Shift: the left one. Disagreement is orange, red where the label is doubted; ignored pixels are grey. Confidence: white is sure."),
+    element("p", { class: "faint" }, `Arrow keys: image before and next. 1 to ${layerChoices().length}: the right layer; with Shift: the left one. Disagreement is orange, red where the label is doubted; ignored pixels are grey. Confidence: white is sure.`),
     element("div", { id: "viewer-facts" }));
   dialog.addEventListener("keydown", viewerKey);
 }
