@@ -84,6 +84,7 @@ def test_separation_does_not_depend_on_scale_and_falls_where_classes_mix():
 @pytest.mark.slow
 def test_umap_keeps_classes_apart_and_a_seed_gives_the_same_points():
     """Compiling UMAP takes half a minute."""
+    pytest.importorskip("umap", reason="UMAP needs the extra [figures]")
     labels = np.repeat([0, 1], 60)
     found = np.random.default_rng(0).standard_normal((120, 8)) + 20 * labels[:, None]
     points = features.embed(found.astype(np.float32), seed=3)
