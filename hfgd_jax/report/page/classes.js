@@ -50,6 +50,7 @@ function scatter() {
   const x = { low, high: 0, ticks: [...Array(1 - low).keys()].map((i) => low + i), text: (t) => `${Number((10 ** (t + 2)).toPrecision(1))} %`, name: "share of the labelled pixels" };
   const y = { low: 0, high: 1, ticks: ticks(0, 1), text: (t) => (100 * t).toFixed(0), name: "IoU %" };
   const { picture, px, py } = axes(x, y, "IoU of each class against its share of the labelled pixels; the values are in the table");
+  const written = []; // left, right and baseline of the names: the next one goes below those that it would cover
   present.forEach(([c, k], i) => {
     const [left, top] = [px(shares[i]), py(c.iou)];
     if (c.other && c.other.iou !== null) {
@@ -62,7 +63,13 @@ function scatter() {
     picture.append(dot);
     const flip = left > 540;
     const name = c.name.length > 18 ? `${c.name.slice(0, 17)}…` : c.name;
-    if (present.length <= 40) picture.append(svg("text", { x: left + (flip ? -9 : 9), y: top + 4, class: `name ${flip ? "end" : ""}` }, name));
+    if (present.length > 40) return;
+    const from = flip ? left - 9 - 7 * name.length : left + 9;
+    const to = from + 7 * name.length;
+    let line = top + 4;
+    while (written.some(([a, b, y]) => a < to && from < b && Math.abs(y - line) < 13)) line += 13;
+    written.push([from, to, line]);
+    picture.append(svg("text", { x: flip ? to : from, y: line, class: `name ${flip ? "end" : ""}` }, name));
   });
   const hollow = runs[1] ? ` Small circles: ${runs[1].name}.` : "";
   return element("figure", {}, element("figcaption", {}, `IoU against class frequency.${hollow}`), picture);
