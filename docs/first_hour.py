@@ -159,7 +159,7 @@ def main() -> None:
     hour, start = Hour(given.folder), time.monotonic()
     first_hour(hour, given.steps)
     minutes = (time.monotonic() - start) / 60
-    machine = f"{os.cpu_count()} cores ({platform.machine()}), {datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+    machine = f"{len(os.sched_getaffinity(0))} core(s) ({platform.machine()}), {datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     source = "CamVid's street scenes" if given.camvid else "pictures of the embedded data set"
     head = (
         "# The first hour\n\n"
