@@ -159,7 +159,8 @@ def main() -> None:
     hour, start = Hour(given.folder), time.monotonic()
     first_hour(hour, given.steps)
     minutes = (time.monotonic() - start) / 60
-    machine = f"{len(os.sched_getaffinity(0))} core(s) ({platform.machine()}), {datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+    cores, date = len(os.sched_getaffinity(0)), f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+    machine = f"{cores} core{'s' if cores > 1 else ''} ({platform.machine()}), {date}"
     source = "CamVid's street scenes" if given.camvid else "pictures of the embedded data set"
     head = (
         "# The first hour\n\n"
