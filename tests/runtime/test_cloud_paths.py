@@ -100,7 +100,7 @@ def test_the_log_of_a_resumed_run_continues_in_a_bucket(bucket, monkeypatch):
     again = RunLog(workdir, 10, step=1)
     assert _lines(workdir / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
     monkeypatch.setattr(run_log, "_UPLOAD_MOST", 1)  # each copy fills an event file
-    again.evaluated(2, {"mIoU": 0.5, "per_class": {}})
+    again.evaluated(2, {"mIoU": 0.5, "per_class": {"a": 0.5}}, np.array([[3]]))
     again.flush()
     again.record(3, {"loss": 0.1})
     again.close()

@@ -16,7 +16,7 @@ from hfgd_jax import config as configuration
 from hfgd_jax.data.labels import TABLES
 from hfgd_jax.data.prepared import open_split
 from hfgd_jax.errors import UserError
-from hfgd_jax.figures import features, tokens
+from hfgd_jax.figures import draw, features, tokens
 from hfgd_jax.figures.draw import ComparedImage
 from hfgd_jax.runs import system
 from hfgd_jax.tools import (
@@ -113,6 +113,7 @@ def test_compare_shows_the_images_and_parts_that_are_named(runs, command, shapes
 def test_features_are_those_of_the_same_pixels(runs, command, monkeypatch):
     seen = []
     monkeypatch.setattr(features, "embed", lambda found, seed: seen.append(found) or found[:, :2])
+    monkeypatch.setattr(draw, "check_installed", lambda *packages: None)  # UMAP need not be
     lines, figure = command(figures_features, runs, "--classes=sky,grass", "--per_class=20", "--count=3")
     assert seen[0].shape[0] == 40 and lines[-1] == "20 pixels of each of sky, grass; 3 images"
     # The runs differ in their tokens alone: one feature, one score.
