@@ -257,7 +257,8 @@ def evaluate(
     data = system.open_data(config, split or config.data.eval_split)
     if not data.labelled:
         raise UserError(f"split {data.split!r} of {data.dataset!r} has no labels: nothing to score")
-    made, variables, step, _ = system.load(config, str(run), str(checkpoint))
+    made, variables, step, table = system.load(config, str(run), str(checkpoint))
+    table.check_order(data.table)
     evaluator = Evaluator(made.model, config, cast(Mesh, made.mesh))
     counts: Counts | None = evaluator.score(variables, data, made.mean_pixel)
     assert counts is not None  # it is asked to stop by nobody

@@ -220,11 +220,10 @@ def run(config: ConfigDict, workdir: str, checkpoint: str) -> int:
                 done = scorer(name)
                 if done is None:
                     break
-                step, scores = done
-                summary = scores.summary(scorer.split.table.classes)
+                step, summary, matrix = done
                 lines.append(f"{name:>12}  step {step:>8}  mIoU {summary['mIoU'] or 0.0:.4f}")
                 if len(names) == 1:
-                    write_metrics(scorer.workdir, step, summary, scores.matrix)
+                    write_metrics(scorer.workdir, step, summary, matrix)
             if len(names) > 1:
                 scorer.info("\n".join(lines))
         if stop():
@@ -247,8 +246,8 @@ class _CheckpointScorer:
         self.settings = settings(config)
         self._evaluator: Evaluator | None = None
 
-    def __call__(self, which: str) -> tuple[int, Counts] | None:
-        """Step and scores of a checkpoint, printed and recorded; None where stopped."""
+    def __call__(self, which: str) -> tuple[int, dict[str, Any], np.ndarray] | None:
+        """Step, summary and confusion matrix of a checkpoint, printed and recorded; None where stopped."""
         system, variables, step, table = load(self.config, str(self.workdir), which)
         table.check_order(self.split.table)
         if self._evaluator is None:
@@ -272,7 +271,7 @@ class _CheckpointScorer:
             lines = storage.Lines(self.workdir / _RECORD)
             lines.add({"step": step} | self.settings | summary)
             lines.flush()
-        return step, scores
+        return step, summary, scores.matrix
 
     def recorded(self) -> set[int]:
         """Steps that `evaluations.jsonl` has under these settings."""

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32, Integer
+from jaxtyping import Array, Int32, Int64, Integer
 
 
 def confusion_matrix(
@@ -58,6 +58,20 @@ def _by_products(labels: jax.Array, predictions: jax.Array, num_classes: int) ->
 
     rows = (jnp.moveaxis(labels, 1, 0), jnp.moveaxis(predictions, 1, 0))
     return jax.lax.scan(add_row, jnp.zeros((num_classes, num_classes), jnp.int32), rows)[0]
+
+
+def image_matrix(
+    label: Integer[np.ndarray, "h w"], mask: Integer[np.ndarray, "h w"], num_classes: int
+) -> Int64[np.ndarray, "k k"]:
+    """The confusion matrix of one image, on the host; label values from `num_classes` on are left out.
+
+    Args:
+        label, mask: class ids, of the mask all below `num_classes`.
+        num_classes: K.
+    """
+    known = label < num_classes
+    pairs = label[known].astype(np.int64) * num_classes + mask[known]
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def summarize(matrix: Integer[np.ndarray, "k k"], classes: Sequence[str]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def image_iou(
     mask: Integer[np.ndarray, "h w"], label: Integer[np.ndarray, "h w"], num_classes: int
 ) -> float | None:
     """mIoU of one image, over the classes in mask or label, in [0, 1]; None where nothing is labelled."""
-    matrix = np.asarray(metrics.confusion_matrix(label[None], mask[None], num_classes))
+    matrix = metrics.image_matrix(label, mask, num_classes)
     if not matrix.any():
         return None
     return metrics.summarize(matrix, [str(k) for k in range(num_classes)])["mIoU"]

@@ -20,7 +20,7 @@ from hfgd_jax.data.labels import IGNORE, Palette
 from hfgd_jax.errors import UserError
 from hfgd_jax.figures import comparison
 from hfgd_jax.figures.curves import Curve
-from hfgd_jax.inference.render import IGNORE_COLOR
+from hfgd_jax.inference import render
 from hfgd_jax.runtime import storage
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def compare(
     shape = np.mean([one.image.shape[0] / one.image.shape[1] for one in images])
     figure = _figure(width, len(rows) * (width / len(titles) * shape + 0.25) + 1.0)
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
-    colors = _lookup(palette)
+    colors = render.lookup(palette)
     for axes, (one, box) in zip(grid, rows, strict=True):
         part = box.part if box else (slice(None), slice(None))
         result = comparison.outcomes(one.masks[0], one.masks[-1], one.label)
@@ -270,13 +270,6 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-
-
-def _lookup(palette: Palette) -> UInt8[np.ndarray, "256 3"]:
-    colors = np.zeros((256, 3), np.uint8)
-    colors[: len(palette)] = np.asarray(palette, np.uint8)
-    colors[IGNORE] = IGNORE_COLOR
-    return colors
 
 
 def _outcome_colors() -> UInt8[np.ndarray, "256 3"]:

@@ -1,9 +1,10 @@
 """Images to predict, from files of any kind or from a data set's split."""
 
+import contextlib
 import dataclasses
 import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -87,22 +88,14 @@ def read_image(path: epath.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         Unreadable: no image, cut short, of floats, or of more pixels than `image_files.MAX_PIXELS`.
     """
-    return read_with_remark(path)[0]
+    with _decoding(path), epath.Path(path).open("rb") as file, image_files.opened(file) as image:
+        return as_rgb(image)
 
 
 def read_with_remark(path: epath.PathLike) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
     """As `read_image`, and `left_out`."""
-    try:
-        with epath.Path(path).open("rb") as file, image_files.opened(file) as image:
-            image.load()
-            return as_rgb(image), left_out(image)
-    except Unreadable:
-        raise
-    except (
-        Exception
-    ) as error:  # decoders raise anything on bad bytes: OSError, SyntaxError, struct.error, ...
-        reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")
-        raise Unreadable(f"{reason or type(error).__name__}") from error
+    with _decoding(path), epath.Path(path).open("rb") as file, image_files.opened(file) as image:
+        return as_rgb(image), left_out(image)
 
 
 def read_bytes(
@@ -119,14 +112,28 @@ def read_bytes(
         image_files.TooLargeError: of more pixels.
         Unreadable: no image of these formats, cut short, or of floats.
     """
+    with (
+        _decoding(passed=image_files.TooLargeError),
+        image_files.opened(data, of_formats=formats, max_pixels=max_pixels) as image,
+    ):
+        return as_rgb(image)
+
+
+@contextlib.contextmanager
+def _decoding(path: epath.PathLike = "", passed: type[Exception] = Unreadable) -> Iterator[None]:
+    """Turns what decoders raise on bad bytes (OSError, SyntaxError, struct.error, ...) into Unreadable.
+
+    Args:
+        path: whose name is left out of the reason.
+        passed: stays what it is, as Unreadable does.
+    """
     try:
-        with image_files.opened(data, of_formats=formats, max_pixels=max_pixels) as image:
-            image.load()
-            return as_rgb(image)
-    except (Unreadable, image_files.TooLargeError):
+        yield
+    except (Unreadable, passed):
         raise
-    except Exception as error:  # see `read_with_remark`
-        raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
+    except Exception as error:
+        reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "")
+        raise Unreadable(f"{reason or type(error).__name__}") from error
 
 
 def find_images(inputs: str, output: epath.Path) -> list[epath.Path]:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -36,10 +37,8 @@ def write_mask(path: epath.PathLike, mask: Integer[np.ndarray, "h w"], palette: 
 def mask_png(mask: Integer[np.ndarray, "h w"], palette: Palette) -> bytes:
     """The bytes of the file that `write_mask` writes; raises what it raises."""
     image = Image.fromarray(_checked(mask, palette))
-    image.putpalette(_lookup(palette).tobytes())
-    encoded = io.BytesIO()
-    image.save(encoded, format="PNG", optimize=False)
-    return encoded.getvalue()
+    image.putpalette(lookup(palette).tobytes())
+    return encoded(image, format="PNG", optimize=False)
 
 
 def write_image(path: epath.PathLike, image: UInt8[np.ndarray, "h w 3"]) -> None:
@@ -76,7 +75,7 @@ def overlay(
     if image.shape != (*mask.shape, 3):
         raise ValueError(f"image {image.shape} and mask {mask.shape} differ in size")
     weight = np.uint16(round(256 * alpha))
-    colors = _lookup(palette).astype(np.uint16) * weight + 128  # at most 255 * 256 + 128: fits 16 bits
+    colors = lookup(palette).astype(np.uint16) * weight + 128  # at most 255 * 256 + 128: fits 16 bits
     blended = ((image.astype(np.uint16) * (256 - weight) + colors[mask]) >> 8).astype(np.uint8)
     bare = np.zeros(256, bool)
     bare[: len(palette)] = ~np.asarray(palette, np.uint8).any(-1)
@@ -151,15 +150,16 @@ def confusion(matrix: Integer[np.ndarray, "k k"], classes: Sequence[str]) -> UIn
     """A confusion matrix as a picture: a row a class of the label, a column a class of the prediction.
 
     A cell goes from white to dark blue with its share of the row's pixels. Columns have their numbers.
+    Of many classes the cells are small and have no names, so that the picture stays below 1500 pixels.
 
     Args:
         matrix: pixels; rows are truth.
         classes: K names.
     """
-    font, cell = _font(), max(3 * _TEXT, 6)
+    font, cell = _font(), max(1, min(3 * _TEXT, 1200 // len(classes)))
     canvas = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    named = [f"{name}  {number}" for number, name in enumerate(classes)]
-    left = 2 * _MARGIN + int(np.ceil(max(canvas.textlength(name, font=font) for name in named)))
+    named = [f"{name}  {number}" for number, name in enumerate(classes) if cell > _TEXT]
+    left = 2 * _MARGIN + int(np.ceil(max((canvas.textlength(name, font=font) for name in named), default=0)))
     top = 2 * _MARGIN + _TEXT
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     colors = np.uint8(np.round(255 + shares[..., None] * (np.array((8, 48, 107)) - 255)))
@@ -206,14 +206,20 @@ def _checked(mask: np.ndarray, palette: Palette) -> np.ndarray:
     return np.ascontiguousarray(mask, dtype=np.uint8)
 
 
-def _lookup(palette: Palette) -> UInt8[np.ndarray, "256 3"]:
+def lookup(palette: Palette) -> UInt8[np.ndarray, "256 3"]:
+    """The colour of every id: the palette's, and `IGNORE_COLOR` of 255."""
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(palette)] = np.asarray(palette, np.uint8)
     colors[IGNORE] = IGNORE_COLOR
     return colors
 
 
-def _write(path: epath.PathLike, image: Image.Image, **options) -> None:
-    encoded = io.BytesIO()
-    image.save(encoded, **options)
-    write_atomically(path, encoded.getvalue())
+def encoded(image: Image.Image, **options: Any) -> bytes:
+    """The bytes of a file; `options` are those of Pillow's `save`, with `format`."""
+    file = io.BytesIO()
+    image.save(file, **options)
+    return file.getvalue()
+
+
+def _write(path: epath.PathLike, image: Image.Image, **options: Any) -> None:
+    write_atomically(path, encoded(image, **options))

@@ -108,7 +108,7 @@ class Counted:
 
     def add(self, label: UInt8[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"]) -> np.ndarray:
         """Counts an image; returns its own matrix."""
-        own = matrix_of(label, mask, len(self.matrix))
+        own = metrics.image_matrix(label, mask, len(self.matrix))
         self.matrix += own
         self.details.add(label, mask)
         return own
@@ -179,15 +179,6 @@ class Collector:
                 path.write_bytes(data)
             except OSError as error:
                 raise UserError(f"--output: cannot write {path.name} of {name} ({error})") from error
-
-
-def matrix_of(
-    label: UInt8[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"], num_classes: int
-) -> Int64[np.ndarray, "k k"]:
-    """The confusion matrix of one image, rows are truth; ignored pixels are left out."""
-    known = label < num_classes
-    pairs = label[known].astype(np.int64) * num_classes + mask[known]
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def scores_of(matrix: Int64[np.ndarray, "k k"]) -> ImageScores:

@@ -3,7 +3,6 @@
 A browser does not let a page read the pixels of a `file://` picture: a mask is written as it is to be seen.
 """
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from hfgd_jax.data.labels import IGNORE
-from hfgd_jax.inference.render import Palette
+from hfgd_jax.inference.render import Palette, encoded, lookup
 
 LEVELS = 16  # of confidence: 4 bits a pixel
 _AGREE, _DISAGREE, _DOUBTED, _IGNORED = range(4)
@@ -29,13 +28,13 @@ def photo(image: UInt8[np.ndarray, "h w 3"], side: int, quality: int) -> bytes:
     """The image as WebP, its longer side at most `side` pixels."""
     height, width = reduced(image.shape[:2], side)
     picture = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BOX)
-    return _encoded(picture, "WEBP", quality=quality, method=2)
+    return encoded(picture, format="WEBP", quality=quality, method=2)
 
 
 def mask(ids: UInt8[np.ndarray, "h w"], palette: Palette, side: int) -> bytes:
     """Train ids in the classes' colours as PNG; ignored pixels are transparent."""
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(palette)] = np.asarray(palette, np.uint8)
+    colours = lookup(palette)
+    colours[IGNORE] = 0
     return _indexed(_nearest(ids, side), colours, [IGNORE])
 
 
@@ -82,10 +81,4 @@ def _indexed(ids: np.ndarray, colours: np.ndarray, clear: Sequence[int]) -> byte
     picture = Image.fromarray(places[ids])
     picture.putpalette(colours[used].tobytes())
     alpha = bytes(0 if k in clear else 255 for k in used.tolist())
-    return _encoded(picture, "PNG", optimize=False, **({"transparency": alpha} if 0 in alpha else {}))
-
-
-def _encoded(picture: Image.Image, kind: str, **options: int | bool | bytes) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, kind, **options)
-    return out.getvalue()
+    return encoded(picture, format="PNG", optimize=False, **({"transparency": alpha} if 0 in alpha else {}))

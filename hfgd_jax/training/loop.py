@@ -185,10 +185,13 @@ class Loop:
             UserError: the loss or the gradient is not finite.
         """
         with self._step_limit(step):
+            due = step % self.config.train.log_every == 0 or step == self.config.train.steps
+            if not due:  # the others need not come from the devices
+                values = {key: values[key] for key in ("loss", "gradient_norm")}
             host = {key: float(value) for key, value in jax.device_get(values).items()}
             self._log_saves(step)
             self._check_finite(step, host, index)
-            if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+            if due:
                 rates = self.watch.rates(step * self.config.train.batch_size)
                 self.log.record(step, host | rates | {"corrupt_records": self.corrupt})
                 known = rates if step > self.first + 1 else None

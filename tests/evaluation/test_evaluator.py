@@ -12,6 +12,7 @@ import pytest
 from small_model import Small
 from tiny_runs import random_state
 
+import hfgd_jax
 from hfgd_jax import config as configuration
 from hfgd_jax.data.prepared import open_split
 from hfgd_jax.errors import UserError
@@ -223,7 +224,8 @@ def test_a_model_of_another_order_of_the_classes_is_neither_scored_nor_trained(t
     table = trained[3].table
     save(trained, tmp_path, 0, table=dataclasses.replace(table, classes=table.classes[::-1]))
     (tmp_path / "config.json").write_text(configuration.to_json(finished))
-    for use in (lambda: run(finished, str(tmp_path), "latest"), lambda: loop.run(finished, str(tmp_path))):
+    uses = [lambda: run(finished, str(tmp_path), "latest"), lambda: loop.run(finished, str(tmp_path))]
+    for use in (*uses, lambda: hfgd_jax.evaluate(tmp_path, checkpoint="latest")):
         with pytest.raises(
             UserError, match=r"another order than those of 'camvid' \(train id 0: 'bicyclist'"
         ):

@@ -127,7 +127,7 @@ def test_transparency_is_dropped_and_the_overlay_blends(photos, tmp_path):
     clear = np.zeros((9, 9, 4), np.uint8)
     clear[..., :3] = 230
     Image.fromarray(clear).save(photos / "clear.png")
-    Image.fromarray(np.dstack([clear[..., :3], np.full((9, 9), 255, np.uint8)])).save(photos / "full.png")
+    Image.fromarray(clear | np.uint8([0, 0, 0, 255])).save(photos / "full.png")
     _, lines, _ = _run(photos, tmp_path / "out", alpha=0.5)
     assert lines[0].endswith("(transparent parts in the colour beneath)") and "transparent" not in lines[1]
     assert (_mask(tmp_path / "out", "clear") == 2).all()
@@ -136,8 +136,8 @@ def test_transparency_is_dropped_and_the_overlay_blends(photos, tmp_path):
 
 
 def test_of_many_images_in_a_file_the_first_is_taken_and_told(photos, tmp_path):
-    frames = [Image.fromarray(np.full((9, 9, 3), grey, np.uint8)) for grey in (230, 0, 120)]
-    frames[0].save(photos / "many.tif", save_all=True, append_images=frames[1:])
+    first, *more = (Image.fromarray(np.full((9, 9, 3), grey, np.uint8)) for grey in (230, 0, 120))
+    first.save(photos / "many.tif", save_all=True, append_images=more)
     _, lines, _ = _run(photos, tmp_path / "out", Brightness(tiles=2))
     assert (_mask(tmp_path / "out", "many") == 2).all()
     assert lines[0].endswith("(in 2 tiles; the first of 3 images in it)")
@@ -248,8 +248,7 @@ def test_unreadable_files_are_told_and_skipped(photos, tmp_path):
 
 
 def test_alike_names_get_files_of_their_own(photos, tmp_path):
-    bright = np.full((8, 8, 3), 230, np.uint8)
-    dark = np.zeros((8, 8, 3), np.uint8)
+    bright, dark = np.full((8, 8, 3), 230, np.uint8), np.zeros((8, 8, 3), np.uint8)
     Image.fromarray(bright).save(photos / "a.bmp")
     Image.fromarray(dark).save(photos / "a.png")
     Image.fromarray(bright).save(photos / "A.tif")

@@ -161,3 +161,5 @@ def test_a_confusion_matrix_shows_the_shares_of_each_row():
     np.testing.assert_array_equal(cells[1], 255)  # a class that is in no label
     np.testing.assert_array_equal(cells[2], [[255] * 3, [255] * 3, [8, 48, 107]])
     np.testing.assert_allclose(cells[0, 1], 255 + 0.25 * (np.array([8, 48, 107]) - 255), atol=1)
+    many = render.confusion(np.eye(171, dtype=int), [f"class {k}" for k in range(171)])
+    assert max(many.shape) < 1500 and (many == (8, 48, 107)).all(-1).any()

@@ -10,8 +10,9 @@ import synthetic_report as synthetic
 from PIL import Image
 
 from hfgd_jax.evaluation.boundaries import Details
+from hfgd_jax.evaluation.metrics import image_matrix
 from hfgd_jax.report import pictures, write
-from hfgd_jax.report.collect import FOLDERS, PAIRS, Options, Seen, matrix_of, pairs_of
+from hfgd_jax.report.collect import FOLDERS, PAIRS, Options, Seen, pairs_of
 
 OPTIONS = Options(side=64, thumbnail=32)
 
@@ -127,7 +128,7 @@ def test_only_the_largest_confusions_are_kept():
     assert kept.shape == (PAIRS, 3) and kept[0].tolist() == [29, 28, 898]
     assert pairs_of(np.diag([3, 4]), PAIRS).shape == (0, 3)
     ones = np.ones((2, 3), np.uint8)
-    assert matrix_of(ones, ones, 2).tolist() == [[0, 0], [0, 6]]
+    assert image_matrix(ones, ones, 2).tolist() == [[0, 0], [0, 6]]
 
 
 def test_pictures_show_what_they_should():
