@@ -25,7 +25,7 @@ def fetch(name: str) -> Path:
     """
     sources.check(name)
     repository, revision = sources.repository(name)
-    hub = _library(name)
+    hub = sources.hub_library(name)
 
     def get(file: str, commit: str | None) -> Path:
         try:
@@ -72,7 +72,7 @@ def push(folder: str, repository: str, *, private: bool = False, log: Callable[[
         manifest = loader.verify(folder)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--bundle={folder}: is no whole bundle: {' '.join(str(error).split())}") from None
-    hub = _library(f"hf:{repository}")
+    hub = sources.hub_library(f"--repository={repository}")
     files = [bundle.MANIFEST, *manifest["files"]]
     try:
         api = hub.HfApi()
@@ -87,13 +87,3 @@ def push(folder: str, repository: str, *, private: bool = False, log: Callable[[
         raise UserError(f"--repository={repository}: {sources.hub_reason(repository, None, error)}") from None
     size = sum(file["bytes"] for file in manifest["files"].values())
     log(f"{len(files)} files, {size / 1e6:.1f} MB, in {url}; hfgd_jax.load('hf:{repository}') fetches it")
-
-
-def _library(name: str) -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.errors
-    except ImportError:
-        raise UserError(f'{name}: needs a package: pip install "hfgd_jax[hub]"') from None
-    huggingface_hub.utils.logging.set_verbosity_error()  # its retries are logged in several lines each
-    return huggingface_hub

@@ -18,7 +18,8 @@ from hfgd_jax.inference.tiles import TiledPredictor
 from hfgd_jax.inference.views import Inference
 from hfgd_jax.models.guidance import ClassTokens
 from hfgd_jax.runs import saved_config, system
-from hfgd_jax.runtime import sharding, storage
+from hfgd_jax.runs.workdir import short_names
+from hfgd_jax.runtime import sharding
 
 Image = UInt8[np.ndarray, "h w 3"]
 
@@ -59,12 +60,10 @@ def names(workdirs: Sequence[str], labels: Sequence[str]) -> list[str]:
         if twice := [label for label in labels if list(labels).count(label) > 1]:
             raise UserError(f"--labels: {twice[0]!r} twice")
         return list(labels)
-    parts = [storage.absolute(storage.resolve(workdir, "--workdirs")).parts for workdir in workdirs]
-    for length in range(1, max(map(len, parts)) + 1):
-        found = ["/".join(part[-length:]) for part in parts]
-        if len(set(found)) == len(found):
-            return found
-    raise UserError(f"--workdirs={','.join(workdirs)}: a folder twice")
+    found = short_names(workdirs)
+    if len(set(found)) < len(found):
+        raise UserError(f"--workdirs={','.join(workdirs)}: a folder twice")
+    return found
 
 
 def read(workdir: str, name: str, checkpoint: str) -> TrainedRun:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -18,6 +18,15 @@ RESUMABLE = (
     *("train.log_every", "train.stall_timeout", "model.backbone.remat"),
 )
 RESUMABLE_GROUPS = ("eval.", "checkpoint.", "mesh.")
+
+
+def short_names(workdirs: Sequence[epath.PathLike]) -> list[str]:
+    """What run directories are called: the last parts of their paths, as few as tell different ones apart."""
+    parts = [storage.absolute(storage.resolve(workdir, "--workdirs")).parts for workdir in workdirs]
+    count = 1
+    while len({part[-count:] for part in parts}) < len(set(parts)):
+        count += 1
+    return ["/".join(part[-count:]) for part in parts]
 
 
 def read_config(workdir: epath.Path) -> ConfigDict | None:

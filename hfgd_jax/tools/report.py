@@ -29,6 +29,7 @@ from hfgd_jax.report.predictions import Trained
 from hfgd_jax.report.write import Run, curves_of, strangers, write
 from hfgd_jax.runs import saved_config
 from hfgd_jax.runs.system import open_data
+from hfgd_jax.runs.workdir import short_names
 from hfgd_jax.runtime import shell, storage
 from hfgd_jax.runtime.progress import Doing
 
@@ -67,15 +68,6 @@ def described(run: Trained, workdir: str, name: str) -> Run:
     fields = records.changed_fields(json.loads(configuration.to_json(run.config)))
     settings = evaluator.settings(run.config) | {"details": True}
     return Run(name, run.step, settings, fields, curves_of(lines))
-
-
-def names_of(workdirs: Sequence[str]) -> list[str]:
-    """What the runs are called: the last parts of their folders that tell them apart."""
-    parts = [storage.absolute(storage.resolve(workdir, "--workdir")).parts for workdir in workdirs]
-    count = 1
-    while len({part[-count:] for part in parts}) < len(set(parts)):
-        count += 1
-    return ["/".join(part[-count:]) for part in parts]
 
 
 @contextlib.contextmanager
@@ -148,7 +140,7 @@ def make(
         UserError: no such run, checkpoint or split, runs of different classes, or an output in the way.
     """
     configs = [run_config(workdir, split_name) for workdir in workdirs]
-    split, names, told = labelled_split(configs[0]), names_of(workdirs), []
+    split, names, told = labelled_split(configs[0]), short_names(workdirs), []
     with folder_for(output, overwrite) as folder, contextlib.ExitStack() as stack:
         compared = None
         if len(workdirs) > 1:  # first, so that one model at a time is in memory

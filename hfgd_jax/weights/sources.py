@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -119,13 +120,8 @@ def _in_package(name: str) -> epath.Path:
 
 
 def _in_hub(name: str, repository: str, revision: str | None, beside: Sequence[str]) -> epath.Path:
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-        from huggingface_hub.utils import logging
-    except ImportError:
-        raise UserError(f'weights {name}: needs a package: pip install "hfgd_jax[hub]"') from None
-    logging.set_verbosity_error()  # its retries are logged in several lines each
+    huggingface_hub = hub_library(f"weights {name}")
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     def fetch(file: str, commit: str | None = revision, *, cached: bool = False) -> epath.Path:
         found = huggingface_hub.hf_hub_download(repository, file, revision=commit, local_files_only=cached)
@@ -155,6 +151,22 @@ def _in_hub(name: str, repository: str, revision: str | None, beside: Sequence[s
     except Exception as error:  # the library's own types, its HTTP client's, and OSError
         raise UserError(f"weights {name}: {hub_reason(repository, revision, error)}") from None
     return path
+
+
+def hub_library(what: str) -> Any:
+    """The package huggingface_hub, which does not log its retries; `what` needs it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+        from huggingface_hub.utils import logging
+    except ImportError:
+        raise UserError(f'{what}: needs a package: pip install "hfgd_jax[hub]"') from None
+    logging.set_verbosity_error()  # several lines each
+    return huggingface_hub
 
 
 def hub_reason(repository: str, revision: str | None, error: Exception) -> str:

@@ -6,33 +6,24 @@ its axe.min.js or node_modules beside the checkout's files has it. With `HFGD_RE
 """
 
 import os
-import shutil
 import time
 from pathlib import Path
 
 import pytest
 import synthetic_report as synthetic
+from browsers import AXE, chromium
 
 from hfgd_jax.report.collect import Options
 
 pytestmark = pytest.mark.slow
-playwright = pytest.importorskip("playwright.sync_api", reason='pip install "hfgd_jax[browser]"')
-CHROMIUM = shutil.which("chromium")
-if CHROMIUM is None:
-    pytest.skip("no chromium: apt-get install chromium", allow_module_level=True)
-
-ROOT = Path(__file__).resolve().parents[2]
-AXE = Path(os.environ.get("AXE_CORE", ROOT / "node_modules" / "axe-core" / "axe.min.js"))
 SCREENS = {"light": (1280, 860), "dark": (1280, 860), "phone": (360, 740)}
 MANY = 5000
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with chromium() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from hfgd_jax.evaluation.evaluator import Evaluator
 from hfgd_jax.report import predictions
 from hfgd_jax.report.collect import Options
 from hfgd_jax.runs import system
+from hfgd_jax.runs.workdir import short_names
 from hfgd_jax.tools import report
 
 OPTIONS = Options(side=64, thumbnail=16, doubt=1.0)
@@ -145,9 +146,9 @@ def test_bad_input_is_one_line(runs, tmp_path):
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
-    names = report.names_of([str(tmp_path / "a" / "seed0"), str(tmp_path / "b" / "seed0")])
+    names = short_names([str(tmp_path / "a" / "seed0"), str(tmp_path / "b" / "seed0")])
     assert names == ["a/seed0", "b/seed0"]
-    assert report.names_of([str(tmp_path / "a"), str(tmp_path / "a")]) == ["a", "a"]
+    assert short_names([str(tmp_path / "a"), str(tmp_path / "a")]) == ["a", "a"]
 
 
 def test_the_command_is_there():
