@@ -9,11 +9,9 @@ PY := $(VENV)/bin/python
 comma := ,
 READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 
-# Tests run on the CPU; what they compile is kept, down to single operations, for the other worker and the next run.
 # Files go to the workers in their order: xdist's own puts those with few tests last, and these take longest.
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-TEST = JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax \
-	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 $(PY) -m pytest
+TEST = JAX_PLATFORMS=cpu $(PY) -m pytest
 
 .PHONY: help venv demo demo-compare first-hour test parity slow browser chaos lint format docs
 

@@ -30,7 +30,7 @@ DISTRIBUTIONS = {
     "tensorflow_datasets": "tensorflow-datasets",
 }
 # tensorflow-datasets imports them, jax.export the last, undeclared
-NOT_IMPORTED_HERE = {"array-record", "importlib-resources", "flatbuffers"}
+NOT_IMPORTED_HERE = {"array-record", "filelock", "importlib-resources", "flatbuffers"}
 # Used where they are installed, told to install where they are needed.
 OPTIONAL = {"wandb", "huggingface_hub", "jax2onnx", "onnx", "onnxruntime", "starlette", "uvicorn"}
 OPTIONAL |= {"matplotlib", "sklearn", "umap"}  # of figures

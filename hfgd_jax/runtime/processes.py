@@ -23,6 +23,7 @@ import jax
 from absl import flags
 
 from hfgd_jax.errors import UserError
+from hfgd_jax.runtime import compilation_cache
 
 CLUSTERS = ("auto", "none", "explicit", "slurm", "gke", "tpu")
 
@@ -149,6 +150,7 @@ def start() -> None:
         tpu=_has_tpu(),
     )
     if here.cluster != "none":
+        compilation_cache.leave()
         _initialize(here)
     _check_devices(values.expect_devices)
 

@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from hfgd_jax import config as configuration
 from hfgd_jax.config import describe
 from hfgd_jax.errors import UserError, nearest, printable
-from hfgd_jax.runtime import interrupts
+from hfgd_jax.runtime import compilation_cache, interrupts
 
 USER_ERROR = 2
 _GRACE = 5.0  # seconds in which a command ends in order after an error
@@ -41,7 +41,8 @@ def run(
 
     A `UserError`, an unknown flag or a bad value becomes one line on stderr and exit code 2; Ctrl-C exits
     with 130 and SIGTERM with 143, without a traceback. Anything else is a bug and keeps its traceback.
-    `--help` exits with 0. After an error the process ends within seconds, whatever its threads do.
+    `--help` exits with 0. After an error the process ends within seconds, whatever its threads do. What it
+    compiles is kept (`compilation_cache`).
 
     Args:
         main: the command.
@@ -56,6 +57,7 @@ def run(
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
             with interrupts.ending(signals):
+                compilation_cache.use()
                 return main(argv)
         except UserError as error:
             code = fail(error)
