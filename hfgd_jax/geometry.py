@@ -11,7 +11,8 @@ gather, whose gradient is a slow scatter, and no matrix product. A side of symbo
 (`jax.export.symbolic_shape`) is resized in the same way where its factor is known, else by a gather.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +125,60 @@ def to_pixels(x: Float[Array, "b h w c"], size: Size, *, geometry: Geometry) -> 
     return x[:, : size[0], : size[1]]
 
 
+class RowBlocks(NamedTuple):
+    """How a map of the padded grid is cut into blocks of rows that reach the pixels one at a time.
+
+    Attributes:
+        padding: rows to be repeated above and below the map, before it is cut.
+        count: of blocks. Block i is rows `i * rows` to `(i + 1) * rows` of the padded map, both included.
+        rows: see there.
+        above: pixel rows of the first block that lie above the image.
+        height: pixel rows of a block (`block_to_pixels`).
+    """
+
+    padding: tuple[int, int]
+    count: int
+    rows: int
+    above: int
+    height: int
+
+
+def row_blocks(shape: Sequence[int], size: tuple[int, int], limit: int, *, geometry: Geometry) -> RowBlocks:
+    """Blocks of which none has more than `limit` values at the pixels, or just one row of the map.
+
+    Args:
+        shape: of a map `[b, h, w, c]` at any output stride.
+        size: height and width of the images before padding.
+        limit: of the values of a block, at the pixels, of the whole batch.
+        geometry: of the grid.
+    """
+    corners, (height, width) = bool(_extra(geometry)), grid_size(size, geometry)
+    batch, rows, _, channels = shape
+    stride = _factor(height, rows, corners) or 1
+    # With rows repeated at the ends each pixel lies between two rows, or on the first of them.
+    intervals = rows if corners else rows + 1
+    count = -(-intervals // max(1, limit // (batch * stride * width * channels)))
+    each = -(-intervals // count)
+    padding = (0, count * each + 1 - rows) if corners else (1, count * each - rows)
+    return RowBlocks(padding, count, each, 0 if corners else (stride + 1) // 2, each * stride)
+
+
+def block_to_pixels(
+    x: Float[Array, "b m w c"], height: int, width: int, *, geometry: Geometry
+) -> Float[Array, "b height width c"]:
+    """A block of `row_blocks` at the pixels: the rows that `to_pixels` has there.
+
+    Args:
+        x: rows of the padded map.
+        height: `RowBlocks.height`.
+        width: of the images before padding.
+        geometry: of the grid.
+    """
+    corners, stride = bool(_extra(geometry)), height // (x.shape[1] - 1)
+    x = _intervals(x, 1, _phases(stride, corners))
+    return _linear(x, 2, grid_size((1, width), geometry)[1], corners)[:, :, :width]
+
+
 def labels_at(labels: Integer[Array, "b H W"], size: Size, *, geometry: Geometry) -> Integer[Array, "b h w"]:
     """Labels shrunk to a feature size of the padded grid; what lies in the padding is `IGNORE`."""
     grid = grid_size(labels.shape[1:3], geometry)
@@ -202,16 +257,20 @@ def _sample(x: Array, axis: int, m: Side, corners: bool) -> Array:
 def _enlarge_corners(x: Array, axis: int, s: int) -> Array:
     """n -> (n - 1) * s + 1: each interval between samples gives its first sample and s - 1 points inside."""
     last = _part(x, axis, x.shape[axis] - 1, None)
-    return jnp.concatenate([_intervals(x, axis, np.arange(s) / s), last], axis=axis)
+    return jnp.concatenate([_intervals(x, axis, _phases(s, corners=True)), last], axis=axis)
 
 
 def _enlarge_cells(x: Array, axis: int, s: int) -> Array:
     """n -> n * s: the n + 1 intervals between edge-replicated samples, cropped at both ends."""
     n = x.shape[axis]
     x = jnp.concatenate([_part(x, axis, 0, 1), x, _part(x, axis, n - 1, None)], axis=axis)
-    phases = (np.arange(s) + (0 if s % 2 else 0.5)) / s
     start = (s + 1) // 2
-    return _part(_intervals(x, axis, phases), axis, start, start + n * s)
+    return _part(_intervals(x, axis, _phases(s, corners=False)), axis, start, start + n * s)
+
+
+def _phases(s: int, corners: bool) -> np.ndarray:
+    """Where the s points of an interval between two samples lie, from 0 to 1."""
+    return (np.arange(s) + (0 if corners or s % 2 else 0.5)) / s
 
 
 def _intervals(x: Array, axis: int, t: np.ndarray) -> Array:

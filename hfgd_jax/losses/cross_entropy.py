@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from hfgd_jax.geometry import Geometry
+from hfgd_jax.losses.blocks import each_pixel, weighted_sum
 from hfgd_jax.losses.hard_pixels import hardest
-from hfgd_jax.losses.pixels import at_pixels, count_pixels, mean_of_valid, pixel_cross_entropy, pixel_weights
+from hfgd_jax.losses.pixels import over, pixel_cross_entropy, pixel_weights
 
 
 def cross_entropy(
@@ -33,10 +35,11 @@ def cross_entropy(
         divisor: what the sum is divided by, in place of `count_pixels` of these labels and weights. In a
             batch without labels the loss is 0, and so are its gradients.
     """
-    pixels = at_pixels(logits, labels, geometry=geometry)
-    losses, weights = pixel_cross_entropy(pixels), pixel_weights(pixels, class_weights)
+    weights = pixel_weights(labels, class_weights)
     if divisor is None:
-        divisor = count_pixels(labels, class_weights)
+        divisor = jnp.sum(weights)
     if hard_pixels < 1:
+        losses = each_pixel(pixel_cross_entropy, logits, labels, geometry=geometry)
         weights = hardest(losses, weights, hard_pixels)
-    return mean_of_valid(losses, weights, hard_pixels * divisor)
+    total = weighted_sum(pixel_cross_entropy, logits, labels, weights, geometry=geometry)
+    return over(total, hard_pixels * divisor)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from hfgd_jax.geometry import Geometry
-from hfgd_jax.losses.pixels import at_pixels, count_pixels, mean_of_valid, pixel_cross_entropy, pixel_weights
+from hfgd_jax.losses.blocks import weighted_sum
+from hfgd_jax.losses.pixels import Pixels, over, pixel_cross_entropy, pixel_weights
 
 
 def focal_loss(
@@ -31,10 +32,12 @@ def focal_loss(
         gamma: not negative; 0 gives the cross-entropy.
         geometry, class_weights, divisor: as of `cross_entropy`.
     """
-    pixels = at_pixels(logits, labels, geometry=geometry)
-    others = jax.nn.logsumexp(jnp.where(pixels.one_hot, -jnp.inf, pixels.logits), axis=-1)
-    log_rest = others - jax.nn.logsumexp(pixels.logits, axis=-1)
-    losses = jnp.exp(gamma * log_rest) * pixel_cross_entropy(pixels)
-    if divisor is None:
-        divisor = count_pixels(labels, class_weights)
-    return mean_of_valid(losses, pixel_weights(pixels, class_weights), divisor)
+
+    def loss(pixels: Pixels) -> Float[Array, "b H W"]:
+        others = jax.nn.logsumexp(jnp.where(pixels.one_hot, -jnp.inf, pixels.logits), axis=-1)
+        log_rest = others - jax.nn.logsumexp(pixels.logits, axis=-1)
+        return jnp.exp(gamma * log_rest) * pixel_cross_entropy(pixels)
+
+    weights = pixel_weights(labels, class_weights)
+    divisor = jnp.sum(weights) if divisor is None else divisor
+    return over(weighted_sum(loss, logits, labels, weights, geometry=geometry), divisor)

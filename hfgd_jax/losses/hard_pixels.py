@@ -8,8 +8,8 @@ _BITS = 32  # of a loss
 
 
 def hardest(
-    losses: Float[Array, "b H W"], weights: Float[Array, "b H W"], share: float
-) -> Float[Array, "b H W"]:
+    losses: Float[Array, "*pixels"], weights: Float[Array, "*pixels"], share: float
+) -> Float[Array, "*pixels"]:
     """The weights of the pixels with the largest losses, cut to `share` of their sum; the others' are 0.
 
     Shrivastava et al. 2016, for pixels. Readings: a share of the batch, not a threshold on the probability

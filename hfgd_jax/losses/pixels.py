@@ -56,11 +56,19 @@ def pixel_cross_entropy(pixels: Pixels) -> Float[Array, "b H W"]:
     return jax.nn.logsumexp(pixels.logits, axis=-1) - of_label
 
 
-def pixel_weights(pixels: Pixels, class_weights: Sequence[float] = ()) -> Float[Array, "b H W"]:
-    """The weight of each pixel: its class's, or 1 without class weights; 0 where ignored. Float32."""
+def pixel_weights(
+    labels: Integer[Array, "b H W"], class_weights: Sequence[float] = ()
+) -> Float[Array, "b H W"]:
+    """The weight of each pixel: its class's, or 1 without class weights; 0 where ignored. Float32.
+
+    Args:
+        labels: class ids in [0, k), or `IGNORE`; any integer dtype.
+        class_weights: k weights, or none.
+    """
     if not len(class_weights):
-        return pixels.valid.astype(jnp.float32)
-    return _weight_of_label(pixels.one_hot, class_weights)
+        return (labels != IGNORE).astype(jnp.float32)
+    of_class = jnp.asarray(class_weights, jnp.float32)
+    return jnp.sum(jnp.where(one_hot(labels, len(class_weights)), of_class, 0.0), axis=-1)
 
 
 def count_pixels(labels: Integer[Array, "b H W"], class_weights: Sequence[float] = ()) -> Float[Array, ""]:
@@ -72,19 +80,10 @@ def count_pixels(labels: Integer[Array, "b H W"], class_weights: Sequence[float]
         labels: class ids in [0, k), or `IGNORE`; any integer dtype.
         class_weights: k weights, or none.
     """
-    if not len(class_weights):
-        return jnp.sum(labels != IGNORE).astype(jnp.float32)
-    return jnp.sum(_weight_of_label(one_hot(labels, len(class_weights)), class_weights))
+    return jnp.sum(pixel_weights(labels, class_weights))
 
 
-def mean_of_valid(
-    losses: Float[Array, "b H W"], weights: Float[Array, "b H W"], divisor: Float[Array, ""] | float
-) -> Float[Array, ""]:
-    """Weighted sum of the losses over `divisor`; 0 where that is 0. Losses of weight 0 may even be NaN."""
+def over(total: Float[Array, ""], divisor: Float[Array, ""] | float) -> Float[Array, ""]:
+    """`total / divisor`, float32; `total` itself, which is 0 then, where the divisor is 0."""
     divisor = jnp.asarray(divisor, jnp.float32)
-    total = jnp.sum(jnp.where(weights > 0, weights * losses, 0.0))
     return total / jnp.where(divisor > 0, divisor, 1.0)
-
-
-def _weight_of_label(labels: Bool[Array, "b H W k"], class_weights: Sequence[float]) -> Float[Array, "b H W"]:
-    return jnp.sum(jnp.where(labels, jnp.asarray(class_weights, jnp.float32), 0.0), axis=-1)
