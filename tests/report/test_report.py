@@ -54,7 +54,7 @@ def runs(camvid_dir, shapes_dir, monkeypatch):
 
     def load(config, workdir, which):
         assert which == "latest"
-        return found[workdir].made, found[workdir].variables, 7, found[workdir].table
+        return system.Trained(found[workdir].made, found[workdir].variables, 7, found[workdir].table)
 
     read = report.saved_config.get_config
     monkeypatch.setattr(
