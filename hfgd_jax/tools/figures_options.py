@@ -8,7 +8,7 @@ from absl import flags
 from etils import epath
 
 from hfgd_jax.data.prepared import Split
-from hfgd_jax.errors import UserError
+from hfgd_jax.errors import UserError, require
 from hfgd_jax.figures import draw, trained
 from hfgd_jax.runs import saved_config, system
 from hfgd_jax.runtime import storage
@@ -48,7 +48,7 @@ def outputs(values: Any, *packages: str) -> list[epath.Path]:
     Raises:
         UserError: none, another suffix, a file that is there, or a package that is not.
     """
-    draw.check_installed("matplotlib", *packages)
+    require("this figure", "hfgd_jax[figures]", "matplotlib", *packages)
     paths = [storage.resolve(text, "--output") for text in values.output]
     for path in paths:
         if path.suffix.lower() not in draw.SUFFIXES:

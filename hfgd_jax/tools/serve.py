@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from hfgd_jax.data import image_files
 from hfgd_jax.data.prepared import open_split
-from hfgd_jax.errors import UserError, warn
+from hfgd_jax.errors import UserError, require, warn
 from hfgd_jax.runs import saved_config
 from hfgd_jax.runs.system import load
 from hfgd_jax.runtime import shell
@@ -102,7 +102,7 @@ def limits_of(values: flags.FlagValues) -> Limits:
 def main(_: Sequence[str]) -> int:
     """Serves until it is interrupted; returns no exit code of its own."""
     values = flags.FLAGS
-    server.check_packages()
+    require("hfgd serve", "hfgd_jax[serve]", "starlette", "uvicorn", "python_multipart")
     limits, sizes = limits_of(values), [parse_size(text, "--sizes") for text in values.sizes]
     for height, width in sizes:
         if height * width > limits.pixels:

@@ -114,9 +114,11 @@ def test_a_taken_port_and_an_address_of_others_are_refused_in_a_line(address):
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr(server, "PACKAGES", ("starlette", "no_such_package"))
-    with pytest.raises(UserError, match=r'needs no_such_package: pip install "hfgd_jax\[serve\]"'):
-        server.check_packages()
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.setitem(sys.modules, "python_multipart", None)
+    wanted = r'^hfgd serve needs uvicorn, python_multipart: pip install "hfgd_jax\[serve\]"$'
+    with pytest.raises(UserError, match=wanted):
+        serve.main([])  # before it reads anything of a run
 
 
 def test_an_address_beyond_this_machine_is_told():
