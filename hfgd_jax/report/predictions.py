@@ -63,8 +63,17 @@ def load(config: ConfigDict, workdir: str, checkpoint: str, split: Split) -> sys
     return run
 
 
-def stream(run: systems.Trained, split: Split) -> Iterator[tuple[int, Judged]]:
-    """Each record's index and what the run says of it, at the label's size, as evaluation computes it.
+class Row(NamedTuple):
+    """A record of a split and what a run says of it; `image` is as it is stored, None where not asked for."""
+
+    index: int
+    image: UInt8[np.ndarray, "h w 3"] | None
+    label: UInt8[np.ndarray, "h w"]
+    judged: Judged
+
+
+def stream(run: systems.Trained, split: Split, *, images: bool = False) -> Iterator[Row]:
+    """Each record with what the run says of it, at the label's size, as evaluation computes it.
 
     Records that cannot be read are left out where the run has `data.skip_corrupt`.
 
@@ -75,12 +84,14 @@ def stream(run: systems.Trained, split: Split) -> Iterator[tuple[int, Judged]]:
     evaluator = Evaluator(run.system.model, run.system.config, mesh)
     variables = sharding.gathered(mesh, run.variables)  # once
     judged = jax.jit(judge, out_shardings=sharding.batch_sharding(mesh))
-    with evaluator.batches(split, run.system.mean_pixel) as batches:
+    with evaluator.batches(split, run.system.mean_pixel, originals=images) as batches:
         for batch in batches:
             found = [np.asarray(part) for part in judged(*evaluator.logits(variables, batch))]
             for row in np.flatnonzero((batch["index"] >= 0) & ~batch["corrupt"]):
-                h, w = batch["size"][row]
-                yield int(batch["index"][row]), Judged(*(part[row, :h, :w] for part in found))
+                place = (row, *map(slice, batch["size"][row]))
+                image = batch["original"][place] if images else None
+                judged_row = Judged(*(part[place] for part in found))
+                yield Row(int(batch["index"][row]), image, batch["label"][place], judged_row)
 
 
 @contextlib.contextmanager
@@ -100,8 +111,8 @@ def stored_masks(
     """
     with tempfile.TemporaryDirectory() as folder:
         place = lambda index: str(Path(folder) / f"{index}.png")  # noqa: E731
-        for done, (index, judged) in enumerate(stream(run, split), start=1):
-            if not cv2.imwrite(place(index), judged.mask):
+        for done, row in enumerate(stream(run, split), start=1):
+            if not cv2.imwrite(place(row.index), row.judged.mask):
                 raise UserError(f"{folder}: cannot write a mask; is the disk of temporary files full?")
             on_image(done)
         del run  # and the memory of its model
@@ -112,7 +123,6 @@ def seen_by(
     run: systems.Trained, split: Split, compared: Callable[[int], np.ndarray] | None = None
 ) -> Iterator[Seen]:
     """Each image of a labelled split with what the run says of it, and a second run's mask."""
-    for index, judged in stream(run, split):
-        record = split.example(index)
+    for index, image, label, judged in stream(run, split, images=True):
         other = compared(index) if compared else None
-        yield Seen(record["id"], record["image"], record["label"], *judged, other)
+        yield Seen(split.record_id(index), image, label, *judged, other)
