@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 from hfgd_jax.data import image_files
 from hfgd_jax.data.prepared import open_split
 from hfgd_jax.errors import UserError, require, warn
+from hfgd_jax.export import bundle
 from hfgd_jax.runs import saved_config
 from hfgd_jax.runs.system import load
-from hfgd_jax.runtime import shell
+from hfgd_jax.runtime import shell, storage
 from hfgd_jax.runtime.progress import Doing
 from hfgd_jax.serve import server
 from hfgd_jax.serve.app import make_app
@@ -107,6 +108,8 @@ def main(_: Sequence[str]) -> int:
     for height, width in sizes:
         if height * width > limits.pixels:
             raise UserError(f"--sizes={height}x{width}: more than --pixels={limits.pixels}")
+    if (storage.resolve(values.workdir, "--workdir") / bundle.MANIFEST).exists():
+        raise UserError(f"--workdir={values.workdir}: is a bundle, which is not served; name its run")
     listening = server.bound(values.host, values.port)
     config = saved_config.get_config(values.workdir)
     run = load(config, values.workdir, values.checkpoint).local()
