@@ -58,7 +58,8 @@ function scatter() {
   const x = { low, high: 0, ticks: [...Array(1 - low).keys()].map((i) => low + i), text: (t) => `${Number((10 ** (t + 2)).toPrecision(1))} %`, name: "share of the labelled pixels" };
   const y = { low: 0, high: 1, ticks: ticks(0, 1), text: (t) => (100 * t).toFixed(0), name: "IoU %" };
   const { picture, px, py, width } = axes(x, y, "IoU of each class against its share of the labelled pixels; the values are in the table");
-  const written = []; // left, right and baseline of the names: the next one goes below those that it would cover
+  // Left, right and baseline of the dots and the names: the next name goes below those that it would cover.
+  const taken = present.map(([c], i) => [px(shares[i]) - 7, px(shares[i]) + 7, py(c.iou) + 4]);
   present.forEach(([c, k], i) => {
     const [left, top] = [px(shares[i]), py(c.iou)];
     if (c.other && c.other.iou !== null) {
@@ -69,14 +70,16 @@ function scatter() {
     dot.append(svg("title", {}, `${c.name}: IoU ${percent(c.iou)} %, ${percent(c.labelled / all, 2)} % of the pixels`));
     dot.addEventListener("click", () => showImagesOf({ class: k }));
     picture.append(dot);
+  });
+  if (present.length <= 40) present.forEach(([c], i) => {
+    const [left, top] = [px(shares[i]), py(c.iou)];
     const flip = left > width - 100;
     const name = c.name.length > 18 ? `${c.name.slice(0, 17)}…` : c.name;
-    if (present.length > 40) return;
     const from = flip ? left - 9 - 7 * name.length : left + 9;
     const to = from + 7 * name.length;
     let line = top + 4;
-    while (written.some(([a, b, y]) => a < to && from < b && Math.abs(y - line) < 13)) line += 13;
-    written.push([from, to, line]);
+    while (taken.some(([a, b, y]) => a < to && from < b && Math.abs(y - line) < 13)) line += 13;
+    taken.push([from, to, line]);
     picture.append(svg("text", { x: flip ? to : from, y: line, class: `name ${flip ? "end" : ""}` }, name));
   });
   const hollow = runs[1] ? ` Small circles: ${runs[1].name}.` : "";
