@@ -25,9 +25,7 @@ from hfgd_jax.evaluation.evaluator import Counts, Evaluator
 from hfgd_jax.export import bundle, hub, loader
 from hfgd_jax.inference import inputs, render
 from hfgd_jax.inference.tiles import TiledPredictor
-from hfgd_jax.inference.views import Inference
 from hfgd_jax.runs import saved_config, system
-from hfgd_jax.runtime import sharding
 from hfgd_jax.training import loop
 from hfgd_jax.weights.sources import HUB
 
@@ -196,14 +194,13 @@ def load(path: epath.PathLike, checkpoint: str = "best") -> Model:
     if (folder / bundle.MANIFEST).exists():
         return _load_bundle(folder)
     config = _config_of(folder)
-    made, variables, step, table = system.load(config, str(folder), str(checkpoint))
-    variables = sharding.local_copy(cast(Mesh, made.mesh), variables)
+    run = system.load(config, str(folder), str(checkpoint)).local()
 
     def make_predictor(scales: tuple[float, ...] | None, flip: bool | None) -> TiledPredictor:
-        seen = Inference(made.model, _with_views(config, scales, flip))
-        return TiledPredictor(seen, variables, made.mean_pixel)
+        return run.predictor(_with_views(config, scales, flip))
 
-    return Model(table.classes, np.asarray(table.palette), f"{path}, step {step}", make_predictor)
+    table = run.table
+    return Model(table.classes, np.asarray(table.palette), f"{path}, step {run.step}", make_predictor)
 
 
 def train(config: ConfigDict, workdir: epath.PathLike) -> None:

@@ -71,9 +71,11 @@ USER_ERROR = 2
 def main() -> None:
     """The entry point: reads `sys.argv`, runs a subcommand and exits with its code."""
     words = sys.argv[1:]
+    group = words.pop(0) if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS) else ""
     if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
+        print(usage(group))
         sys.exit(0 if words else USER_ERROR)
+    words = [group, *words] if group else words
     if words[0] == "--version":
         print(f"hfgd_jax {__version__}")
         sys.exit(0)
@@ -81,16 +83,18 @@ def main() -> None:
         sys.exit(_print_completion(words[1:]))
     name, rest = find(words)
     if name is None:
-        sys.exit(_refuse(" ".join(words[:1])))
+        sys.exit(_refuse(" ".join(words[: 2 if group else 1])))
     interrupts.while_loading()
     run(name, rest)
 
 
-def usage() -> str:
-    """What `hfgd --help` prints."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.about}" for name, command in COMMANDS.items()]
-    lines.append(f"  {'completion':<{width}}  print the completion of {' or '.join(SHELLS)}")
+def usage(group: str = "") -> str:
+    """What `hfgd --help` prints, and `hfgd figures --help` of the commands of a group."""
+    abouts = {name: command.about for name, command in COMMANDS.items()}
+    abouts["completion"] = f"print the completion of {' or '.join(SHELLS)}"
+    shown = [name for name in abouts if name.startswith(f"{group} " if group else "")]
+    width = max(map(len, shown))
+    lines = [f"  {name:<{width}}  {abouts[name]}" for name in shown]
     return "\n".join(
         [
             "hfgd: High-level Feature Guided Decoding for semantic segmentation",

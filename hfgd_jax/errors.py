@@ -1,6 +1,7 @@
 """What a user is meant to read: the exceptions that end a command in one line, and warnings."""
 
 import difflib
+import importlib.util
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -12,6 +13,28 @@ class UserError(ValueError):
     Commands print it without a traceback and exit with code 2. It takes one string, so that it can be
     pickled between data workers.
     """
+
+
+def lacking(what: str, packages: str, install: str) -> UserError:
+    """The error where an optional package is missing: what needs which, and the command that installs it."""
+    quoted = f'"{install}"' if "[" in install else install
+    return UserError(f"{what} needs {packages}: pip install {quoted}")
+
+
+def require(what: str, install: str, *packages: str) -> None:
+    """Makes sure of optional packages, before anything takes long.
+
+    Args:
+        what: needs them: a command, or a flag with its value.
+        install: what pip is to install.
+        packages: names as in `import`.
+
+    Raises:
+        UserError: one is missing.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise lacking(what, ", ".join(missing), install)
 
 
 def warn(text: str) -> None:

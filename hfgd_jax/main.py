@@ -27,11 +27,11 @@ from hfgd_jax.config import describe
 from hfgd_jax.errors import UserError
 from hfgd_jax.evaluation import evaluator
 from hfgd_jax.export import exporter
-from hfgd_jax.inference import predict, tiles, views
+from hfgd_jax.inference import predict
 from hfgd_jax.runs import saved_config
 from hfgd_jax.runs.system import load, open_data
 from hfgd_jax.runs.tracking import Tracker
-from hfgd_jax.runtime import processes, sharding, shell, storage
+from hfgd_jax.runtime import processes, shell, storage
 from hfgd_jax.runtime.signals import Stop
 from hfgd_jax.training import loop
 
@@ -188,15 +188,15 @@ def predict_images(
     name = inputs.removeprefix(_SPLIT)
     source = open_data(config, name) if inputs.startswith(_SPLIT) else inputs
     predict.plan(source, output, ids=ids, overwrite=overwrite)  # before a model is loaded
-    system, variables, step, table = load(config, workdir, checkpoint)
-    print(f"predicting with step {step} of {workdir}")
-    seen = views.Inference(system.model, config)
-    predictor = tiles.TiledPredictor(seen, sharding.local_copy(system.mesh, variables), system.mean_pixel)
+    run = load(config, workdir, checkpoint).local()
+    print(f"predicting with step {run.step} of {workdir}")
+    predictor = run.predictor()
     with Stop().listening() as stop:
         report = predict.run(
-            predictor, source, output, table=table, ids=ids, overwrite=overwrite, should_stop=stop
+            predictor, source, output, table=run.table, ids=ids, overwrite=overwrite, should_stop=stop
         )
-    print(f"the model was compiled for {len(seen.shapes)} {'shape' if len(seen.shapes) == 1 else 'shapes'}")
+    shapes = len(predictor.inference.shapes)
+    print(f"the model was compiled for {shapes} {'shape' if shapes == 1 else 'shapes'}")
     print(report.summary())
     return stop.exit_code or report.exit_code
 

@@ -51,6 +51,11 @@ def test_help_lists_the_commands_and_an_unknown_one_the_nearest(hfgd):
     done = hfgd("--help")
     assert done.returncode == 0
     assert all(f"\n  {name} " in done.stdout for name in cli.COMMANDS)
+    done = hfgd("figures", "--help")
+    listed = [line.split("  ")[1] for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert done.returncode == 0 and listed == [name for name in cli.COMMANDS if name.startswith("figures ")]
+    assert hfgd("weights").returncode == 2 and "weights import" in hfgd("weights").stdout
+    assert "did you mean 'figures compare'" in hfgd("figures", "compar").stderr
     done = hfgd("trian", "--workdir=x")
     assert done.returncode == 2 and done.stderr.startswith(
         "error: hfgd trian: no such command; did you mean 'train'?"

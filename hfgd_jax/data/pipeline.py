@@ -222,6 +222,7 @@ def eval_batches(
     threads: int = 4,
     workers: int = 0,
     skip_corrupt: bool = False,
+    originals: bool = False,
 ) -> Batches:
     """Batches of every record once, in a fixed order, on few canvas shapes; as many on every process.
 
@@ -240,12 +241,14 @@ def eval_batches(
         threads: for decoding, in this process and in each worker.
         workers: processes that decode in place of this one (see `train_batches`).
         skip_corrupt: make an unreadable record an all-ignored one instead of raising.
+        originals: give the images as they are stored, too.
 
     Returns:
         Dicts of `views`, a tuple with for each scale a dict of `image` uint8 `[b, H, W, 3]` and `image_size`
         int32 `[b, 2]` (height and width of the scaled image in its canvas); `label` uint8 `[b, h, w]`;
         `size` int32 `[b, 2]` (of the label in its canvas), `index` int32 `[b]` (-1: filler, with sizes 1x1
-        and all ignored), `corrupt` bool `[b]`. The iterator's `length` is the number of batches.
+        and all ignored), `corrupt` bool `[b]`; where asked for, `original` uint8 `[b, h, w, 3]`, of the
+        label's size. The iterator's `length` is the number of batches.
 
     Raises:
         UserError: the batch cannot be shared out; see also `Batches`. CorruptRecordError names an unreadable
@@ -255,7 +258,7 @@ def eval_batches(
     sizes = _sizes(split, skip_corrupt)
     plan = canvases.plan(sizes, batch_size, [augment.as_fraction(scale) for scale in scales], geometry)
     mine = [(canvas, indices[row]) for canvas, indices in plan for row in rows]
-    load = _EvalLoader(split, tuple(mean_pixel), tuple(map(float, scales)), skip_corrupt)
+    load = _EvalLoader(split, tuple(mean_pixel), tuple(map(float, scales)), skip_corrupt, originals)
     dataset = grain.MapDataset.source(mine).map(load).batch(len(rows))
     ahead = max(_EVAL_PREFETCH, threads) if len(scales) == 1 else _EVAL_PREFETCH  # views are large
     options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
@@ -284,6 +287,7 @@ class _EvalLoader:
     mean_pixel: tuple[float, ...]
     scales: tuple[float, ...]
     skip_corrupt: bool
+    originals: bool
 
     def __call__(self, place: tuple[canvases.Canvas, int]) -> dict[str, Any]:
         canvas, index = place
@@ -299,7 +303,8 @@ class _EvalLoader:
             else:
                 image = example["image"]
                 label = example.get("label", np.full(image.shape[:2], IGNORE, np.uint8))
-        return {
+        kept = {"original": augment.pad_image(image, canvas.label, self.mean_pixel)} if self.originals else {}
+        return kept | {
             "views": views(image, self.scales, canvas, self.mean_pixel),
             "label": augment.pad_label(label, canvas.label),
             "size": np.array(label.shape, np.int32),

@@ -134,7 +134,7 @@ class Evaluator:
         """
         return TiledPredictor(self.inference, variables, mean_pixel)(image).mask
 
-    def batches(self, split: Split, mean_pixel: np.ndarray) -> pipeline.Batches:
+    def batches(self, split: Split, mean_pixel: np.ndarray, *, originals: bool = False) -> pipeline.Batches:
         """This process's part of the split's batches, as of `pipeline.eval_batches`."""
         process_index, process_count = sharding.process_share(self.mesh)
         return pipeline.eval_batches(
@@ -148,6 +148,7 @@ class Evaluator:
             threads=self.config.data.threads,
             workers=self.config.data.workers,
             skip_corrupt=self.config.data.skip_corrupt,
+            originals=originals,
         )
 
     def logits(self, variables: Variables, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:

@@ -8,7 +8,6 @@ figure's own size.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +16,6 @@ from etils import epath
 from jaxtyping import Float, Integer, UInt8
 
 from hfgd_jax.data.labels import IGNORE, Palette
-from hfgd_jax.errors import UserError
 from hfgd_jax.figures import comparison
 from hfgd_jax.figures.curves import Curve
 from hfgd_jax.inference import render
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INSTALL = 'pip install "hfgd_jax[figures]"'
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 150
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, YELLOW, BLACK = COLORS = (
@@ -82,20 +79,6 @@ class Bar(NamedTuple):
     label: str
     kind: str
     scores: Sequence[float]
-
-
-def check_installed(*packages: str) -> None:
-    """Makes sure of optional packages before anything takes long.
-
-    Args:
-        packages: names as in `import`.
-
-    Raises:
-        UserError: one is not installed.
-    """
-    for name in packages:
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"{name}: not installed, and this figure needs it: {INSTALL}")
 
 
 def compare(

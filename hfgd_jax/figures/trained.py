@@ -1,8 +1,6 @@
-"""What figures need of trained runs: their masks, their features and their class tokens."""
+"""What figures need of trained runs: their names, masks, features and class tokens."""
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,41 +9,13 @@ from flax import linen as nn
 from jaxtyping import Float, UInt8
 
 from hfgd_jax.data import augment, canvases, pipeline
-from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.errors import UserError
 from hfgd_jax.figures.features import Pixels, features_at
-from hfgd_jax.inference.tiles import TiledPredictor
-from hfgd_jax.inference.views import Inference
 from hfgd_jax.models.guidance import ClassTokens
-from hfgd_jax.runs import saved_config, system
+from hfgd_jax.runs.system import Trained
 from hfgd_jax.runs.workdir import short_names
-from hfgd_jax.runtime import sharding
 
 Image = UInt8[np.ndarray, "h w 3"]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedRun:
-    """A checkpoint of a run, ready to be applied.
-
-    Attributes:
-        name: what figures call it.
-        step: of the checkpoint.
-        system: its model, and its config in `system.config`.
-        variables: `params` and `batch_stats`, whole on this process's devices.
-        table: the classes that it was trained on.
-    """
-
-    name: str
-    step: int
-    system: system.System
-    variables: Any
-    table: LabelTable
-
-    @property
-    def kernel(self) -> Float[np.ndarray, "c k"]:
-        """The class tokens, one a column."""
-        return np.asarray(self.variables["params"]["class_tokens"]["kernel"])
 
 
 def names(workdirs: Sequence[str], labels: Sequence[str]) -> list[str]:
@@ -66,42 +36,36 @@ def names(workdirs: Sequence[str], labels: Sequence[str]) -> list[str]:
     return found
 
 
-def read(workdir: str, name: str, checkpoint: str) -> TrainedRun:
-    """A run's checkpoint (`latest`, `best` or a step).
-
-    Raises:
-        UserError: no run, or no such checkpoint.
-    """
-    config = saved_config.get_config(workdir)
-    built, variables, step, table = system.load(config, workdir, checkpoint)
-    return TrainedRun(name, step, built, sharding.local_copy(built.mesh, variables), table)
-
-
-def check_alike(runs: Sequence[TrainedRun]) -> None:
-    """Makes sure that runs have the same classes.
+def check_alike(runs: Mapping[str, Trained]) -> None:
+    """Makes sure that runs, by their names, have the same classes.
 
     Raises:
         UserError: two have not.
     """
-    for run in runs[1:]:
-        if run.table.classes != runs[0].table.classes:
+    (first, one), *rest = ((name, run.table.classes) for name, run in runs.items())
+    for name, classes in rest:
+        if classes != one:
             raise UserError(
-                f"--workdirs: {runs[0].name} and {run.name} were trained on other classes "
-                f"({', '.join(runs[0].table.classes[:4])}..., {', '.join(run.table.classes[:4])}...)"
+                f"--workdirs: {first} and {name} were trained on other classes "
+                f"({', '.join(one[:4])}..., {', '.join(classes[:4])}...)"
             )
 
 
-def masks(run: TrainedRun, images: Sequence[Image]) -> Iterator[UInt8[np.ndarray, "h w"]]:
+def class_tokens(run: Trained) -> Float[np.ndarray, "c k"]:
+    """The class tokens, one a column."""
+    return np.asarray(run.variables["params"]["class_tokens"]["kernel"])
+
+
+def masks(run: Trained, images: Sequence[Image]) -> Iterator[UInt8[np.ndarray, "h w"]]:
     """Train ids of each RGB image, at its size, as `config.eval` of the run wants them."""
-    inference = Inference(run.system.model, run.system.config)
-    predictor = TiledPredictor(inference, run.variables, run.system.mean_pixel)
+    predictor = run.predictor()
     predictor.plan([image.shape[:2] for image in images])
     for image in images:
         yield predictor(image).mask
 
 
 def features(
-    run: TrainedRun,
+    run: Trained,
     images: Sequence[Image],
     pixels: Pixels,
     on_image: Callable[[int], None] = lambda done: None,
@@ -120,7 +84,7 @@ def features(
     Returns:
         float32 `[n, C]`, in the order of `pixels`.
     """
-    config, channels = run.system.config, run.kernel.shape[0]
+    config, channels = run.system.config, class_tokens(run).shape[0]
     model: nn.Module = run.system.model.clone(class_tokens=ClassTokens(channels, channels))
     unit = {"kernel": jnp.eye(channels), "bias": jnp.zeros(channels)}
     variables = run.variables | {"params": run.variables["params"] | {"class_tokens": unit}}

@@ -111,9 +111,7 @@ def run(
     jobs = plan(inputs, output, ids=ids, overwrite=overwrite)
     output = storage.resolve(output, "--output")
     with _writing(output):
-        (output / "masks").mkdir(parents=True, exist_ok=True)
-        (output / "overlays").mkdir(exist_ok=True)
-        _write_legend(output / "overlays" / "legend.png", table, overwrite)
+        _begin(output, table, overwrite)
     predictor.plan([job.source.size() for job in jobs])
     for line in _renamed(jobs):
         log(line)
@@ -133,11 +131,7 @@ def run(
             log(f"{head}: skipped: {escaped(str(error))}")
             continue
         with _writing(output):
-            render.write_image(job.overlay, render.overlay(image, mask, table.palette, alpha))
-            if ids == "raw":
-                render.write_ids(job.mask, table.to_raw_ids(mask))
-            else:
-                render.write_mask(job.mask, mask, table.palette)
+            _write(job, image, mask, table, ids, alpha)
         masks.append(job.mask)
         seen |= set(np.unique(mask).tolist())
         notes = "; ".join(filter(None, (f"in {tiles} tiles" if tiles > 1 else "", remark)))
@@ -147,7 +141,11 @@ def run(
     return PredictReport(tuple(masks), tuple(skipped), stopped, output, only)
 
 
-def _write_legend(path: epath.Path, table: LabelTable, overwrite: bool) -> None:
+def _begin(output: epath.Path, table: LabelTable, overwrite: bool) -> None:
+    """Makes the folders and the legend."""
+    (output / "masks").mkdir(parents=True, exist_ok=True)
+    (output / "overlays").mkdir(exist_ok=True)
+    path = output / "overlays" / "legend.png"
     image = render.legend(table.classes, table.palette, 960)
     if path.exists() and not overwrite:
         with contextlib.suppress(Unreadable):
@@ -157,6 +155,14 @@ def _write_legend(path: epath.Path, table: LabelTable, overwrite: bool) -> None:
             f"{path} exists and is of other classes: choose another --output, or pass --overwrite"
         )
     render.write_image(path, image)
+
+
+def _write(job: Job, image: np.ndarray, mask: np.ndarray, table: LabelTable, ids: str, alpha: float) -> None:
+    render.write_image(job.overlay, render.overlay(image, mask, table.palette, alpha))
+    if ids == "raw":
+        render.write_ids(job.mask, table.to_raw_ids(mask))
+    else:
+        render.write_mask(job.mask, mask, table.palette)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ are those of `hfgd eval`.
 """
 
 import contextlib
-import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from ml_collections import ConfigDict
 from hfgd_jax.data.prepared import Split
 from hfgd_jax.errors import UserError
 from hfgd_jax.evaluation.evaluator import Evaluator
-from hfgd_jax.inference.views import Variables
 from hfgd_jax.report.collect import Seen
 from hfgd_jax.runs import system as systems
 from hfgd_jax.runtime import sharding
@@ -48,41 +46,34 @@ def judge(logits: Float[Array, "b h w k"], label: UInt8[Array, "b h w"]) -> Judg
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A checkpoint of a run, ready to predict.
-
-    Attributes:
-        config: of the run.
-        system: what it is built into.
-        variables: `params` and `batch_stats`, whole on every device.
-        step: of the checkpoint.
-    """
-
-    config: ConfigDict
-    system: systems.System
-    variables: Variables
-    step: int
-
-
-def load(config: ConfigDict, workdir: str, checkpoint: str, split: Split) -> Trained:
+def load(config: ConfigDict, workdir: str, checkpoint: str, split: Split) -> systems.Trained:
     """A run's checkpoint for the records of a split.
 
     Raises:
         UserError: no such checkpoint, or a model of other classes than the split's.
     """
-    system, variables, step, table = systems.load(config, workdir, checkpoint)
+    run = systems.load(config, workdir, checkpoint)
+    table = run.table
     table.check_order(split.table)
     if table.classes != split.table.classes:
         raise UserError(
             f"{workdir}: its classes are not those of data set {split.dataset!r}: {table.num_classes} and "
             f"{split.table.num_classes}, the first {table.classes[0]!r} and {split.table.classes[0]!r}"
         )
-    return Trained(config, system, sharding.gathered(system.mesh, variables), step)
+    return run
 
 
-def stream(run: Trained, split: Split) -> Iterator[tuple[int, Judged]]:
-    """Each record's index and what the run says of it, at the label's size, as evaluation computes it.
+class Row(NamedTuple):
+    """A record of a split and what a run says of it; `image` is as it is stored, None where not asked for."""
+
+    index: int
+    image: UInt8[np.ndarray, "h w 3"] | None
+    label: UInt8[np.ndarray, "h w"]
+    judged: Judged
+
+
+def stream(run: systems.Trained, split: Split, *, images: bool = False) -> Iterator[Row]:
+    """Each record with what the run says of it, at the label's size, as evaluation computes it.
 
     Records that cannot be read are left out where the run has `data.skip_corrupt`.
 
@@ -90,19 +81,22 @@ def stream(run: Trained, split: Split) -> Iterator[tuple[int, Judged]]:
         UserError: as of `pipeline.eval_batches`.
     """
     mesh = run.system.mesh
-    evaluator = Evaluator(run.system.model, run.config, mesh)
+    evaluator = Evaluator(run.system.model, run.system.config, mesh)
+    variables = sharding.gathered(mesh, run.variables)  # once
     judged = jax.jit(judge, out_shardings=sharding.batch_sharding(mesh))
-    with evaluator.batches(split, run.system.mean_pixel) as batches:
+    with evaluator.batches(split, run.system.mean_pixel, originals=images) as batches:
         for batch in batches:
-            found = [np.asarray(part) for part in judged(*evaluator.logits(run.variables, batch))]
+            found = [np.asarray(part) for part in judged(*evaluator.logits(variables, batch))]
             for row in np.flatnonzero((batch["index"] >= 0) & ~batch["corrupt"]):
-                h, w = batch["size"][row]
-                yield int(batch["index"][row]), Judged(*(part[row, :h, :w] for part in found))
+                place = (row, *map(slice, batch["size"][row]))
+                image = batch["original"][place] if images else None
+                judged_row = Judged(*(part[place] for part in found))
+                yield Row(int(batch["index"][row]), image, batch["label"][place], judged_row)
 
 
 @contextlib.contextmanager
 def stored_masks(
-    run: Trained, split: Split, on_image: Callable[[int], Any]
+    run: systems.Trained, split: Split, on_image: Callable[[int], Any]
 ) -> Iterator[Callable[[int], UInt8[np.ndarray, "h w"]]]:
     """A run's masks on disk, for the time of the block: a function from a record's index to its mask.
 
@@ -117,8 +111,8 @@ def stored_masks(
     """
     with tempfile.TemporaryDirectory() as folder:
         place = lambda index: str(Path(folder) / f"{index}.png")  # noqa: E731
-        for done, (index, judged) in enumerate(stream(run, split), start=1):
-            if not cv2.imwrite(place(index), judged.mask):
+        for done, row in enumerate(stream(run, split), start=1):
+            if not cv2.imwrite(place(row.index), row.judged.mask):
                 raise UserError(f"{folder}: cannot write a mask; is the disk of temporary files full?")
             on_image(done)
         del run  # and the memory of its model
@@ -126,10 +120,9 @@ def stored_masks(
 
 
 def seen_by(
-    run: Trained, split: Split, compared: Callable[[int], np.ndarray] | None = None
+    run: systems.Trained, split: Split, compared: Callable[[int], np.ndarray] | None = None
 ) -> Iterator[Seen]:
     """Each image of a labelled split with what the run says of it, and a second run's mask."""
-    for index, judged in stream(run, split):
-        record = split.example(index)
+    for index, image, label, judged in stream(run, split, images=True):
         other = compared(index) if compared else None
-        yield Seen(record["id"], record["image"], record["label"], *judged, other)
+        yield Seen(split.record_id(index), image, label, *judged, other)

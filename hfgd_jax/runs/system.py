@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -21,6 +21,8 @@ from hfgd_jax.data.class_counts import class_counts
 from hfgd_jax.data.labels import LabelTable
 from hfgd_jax.data.prepared import Split, open_split
 from hfgd_jax.errors import UserError
+from hfgd_jax.inference.tiles import TiledPredictor
+from hfgd_jax.inference.views import Inference
 from hfgd_jax.models import backbones, build_model
 from hfgd_jax.runs import checkpoints, optim
 from hfgd_jax.runtime import sharding
@@ -208,8 +210,38 @@ def balanced(system: System, split: Split) -> System:
     return dataclasses.replace(system, config=config)
 
 
-def load(config: ConfigDict, workdir: str, which: str) -> tuple[System, dict[str, Any], int, LabelTable]:
-    """A trained model: its system, its variables on the mesh, its step and its label table.
+class Trained(NamedTuple):
+    """A checkpoint of a run, loaded.
+
+    Attributes:
+        system: the model, and the run's config in `system.config`.
+        variables: `params` and `batch_stats`, on the system's mesh; of `local`, on one device.
+        step: of the checkpoint.
+        table: the classes that it was trained on.
+    """
+
+    system: System
+    variables: dict[str, Any]
+    step: int
+    table: LabelTable
+
+    def local(self) -> "Trained":
+        """The same on one of this process's devices, to predict with apart; for all processes to call."""
+        return self._replace(variables=sharding.local_copy(self.system.mesh, self.variables))
+
+    def predictor(self, config: ConfigDict | None = None, sides: Sequence[int] = ()) -> TiledPredictor:
+        """What predicts images of any size; the variables have to be `local`.
+
+        Args:
+            config: whose `eval` it goes by; None: the run's.
+            sides: see `TiledPredictor`.
+        """
+        inference = Inference(self.system.model, config or self.system.config)
+        return TiledPredictor(inference, self.variables, self.system.mean_pixel, sides=sides)
+
+
+def load(config: ConfigDict, workdir: str, which: str) -> Trained:
+    """A checkpoint of a run, on the mesh of its config.
 
     Args:
         config: of the run.
@@ -222,4 +254,4 @@ def load(config: ConfigDict, workdir: str, which: str) -> tuple[System, dict[str
     system = build(config)
     saved = checkpoints.Checkpoints(workdir, read_only=True)
     step, variables, table = saved.restore_model(which, abstract_state(system).model)
-    return system, variables, step, table
+    return Trained(system, variables, step, table)

@@ -1,7 +1,6 @@
 """Weights & Biases: the curves and pictures that TensorBoard has, in a project there (`--wandb=PROJECT`)."""
 
 import hashlib
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from hfgd_jax.config import fields
-from hfgd_jax.errors import UserError
+from hfgd_jax.errors import UserError, require
 from hfgd_jax.runtime import storage
 
 
@@ -30,8 +29,7 @@ class Tracker:
     """
 
     def __init__(self, project: str, workdir: epath.PathLike, config: ConfigDict):
-        if importlib.util.find_spec("wandb") is None:
-            raise UserError(f"--wandb={project}: needs the package wandb: pip install wandb")
+        require(f"--wandb={project}", "hfgd_jax[wandb]", "wandb")
         self._project, self._config = project, fields.flat(config)
         self._folder, self._run = storage.resolve(workdir, "--workdir"), None
 

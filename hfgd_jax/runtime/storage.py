@@ -19,9 +19,10 @@ from typing import Any
 
 from etils import epath
 
-from hfgd_jax.errors import UserError
+from hfgd_jax.errors import UserError, lacking
 
-INSTALL = {"gs": 'pip install "hfgd_jax[gcs]"', "s3": "pip install s3fs", "az": "pip install adlfs"}
+# What each kind of bucket needs, and what brings it.
+CLIENTS = {"gs": ("gcsfs", "hfgd_jax[gcs]"), "s3": ("s3fs", "s3fs"), "az": ("adlfs", "adlfs")}
 ARRAYS = "gs"  # what checkpoints (tensorstore) and data sets (array_record) can be read from, too
 LONGEST = 120  # characters of a file's name that is made of a record's id
 # Names that are devices on Windows, whatever their suffix.
@@ -49,8 +50,8 @@ def resolve(value: epath.PathLike, name: str, *, arrays: bool = False) -> epath.
     if not is_remote(text):
         return epath.Path(text).expanduser()
     scheme = text.partition("://")[0]
-    if scheme not in INSTALL or (arrays and scheme != ARRAYS):
-        known = [ARRAYS] if arrays else list(INSTALL)
+    if scheme not in CLIENTS or (arrays and scheme != ARRAYS):
+        known = [ARRAYS] if arrays else list(CLIENTS)
         raise UserError(
             f"{name}={text}: cannot be used here; want a folder of this machine (a mounted bucket is "
             f"one), or {', '.join(f'{scheme}://' for scheme in known)}"
@@ -59,7 +60,7 @@ def resolve(value: epath.PathLike, name: str, *, arrays: bool = False) -> epath.
     try:
         path.exists()
     except ImportError:
-        raise UserError(f"{name}={text}: needs a package: {INSTALL[scheme]}") from None
+        raise lacking(f"{name}={text}", *CLIENTS[scheme]) from None
     except Exception as error:  # each client has its own kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(

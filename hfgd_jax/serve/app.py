@@ -15,6 +15,7 @@ from hfgd_jax.serve.guard import Guard
 from hfgd_jax.serve.limits import Limits, Refused
 from hfgd_jax.serve.turns import Turns
 
+Endpoint = Callable[[Any], Awaitable[Any]]  # from Starlette's request to its response
 LOCAL_NAMES = ("localhost",)
 # The whole of what is served from the disk; no name that a client sends is looked for there.
 STATIC = {
@@ -113,49 +114,13 @@ def make_app(
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import JSONResponse, Response
+    from starlette.responses import JSONResponse
     from starlette.routing import Route
 
     limits = limits or Limits()
     service = Service(predictor, table, name, limits, Turns(limits.requests), log)
-    document = pages.document(limits)
-    files = {
-        name: importlib.resources.files(__package__).joinpath("static", name).read_bytes() for name in STATIC
-    }
 
-    async def predict(request: Request) -> Response:
-        try:
-            answer = await service.predict(
-                request.headers, request.query_params.get("format"), request.stream(), request.is_disconnected
-            )
-        except Refused as error:
-            log(f"refused: {error.status} {printable(error.line)}")
-            await uploads.drain(request.stream(), limits)
-            return refusal(error.status, error.line, error.headers)
-        except ClientDisconnect:
-            log("refused: 499 the client closed the connection within its upload")
-            return refusal(499, "the client closed the connection")
-        return Response(answer.content, media_type=answer.media_type)
-
-    def refusal(status: int, line: str, headers: Mapping[str, str] | None = None) -> Response:
-        return JSONResponse({"error": line}, status, headers)
-
-    async def not_routed(request: Request, error: HTTPException) -> Response:
-        return refusal(
-            error.status_code, f"{request.method} {request.url.path[:80]}: {error.detail}", error.headers
-        )
-
-    async def failed(request: Request, error: Exception) -> Response:
-        return refusal(500, "the prediction failed; the server's own output says why")
-
-    def page(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            return Response(content, media_type=media_type)
-
-        return answer
-
-    async def health(request: Request) -> Response:
+    async def health(request: Any) -> JSONResponse:
         return JSONResponse(service.health())
 
     @contextlib.asynccontextmanager
@@ -163,16 +128,67 @@ def make_app(
         yield
         service.turns.close()
 
-    html = STATIC["page.html"]
-    routes = [
-        Route("/predict", predict, methods=["POST"]),
-        Route("/healthz", health),
-        Route("/", page(files["page.html"], html)),
-        Route("/openapi.json", page(json.dumps(document).encode(), "application/json")),
-        Route("/docs", page(pages.html(document).encode(), html)),
-        *(Route(f"/static/{name}", page(files[name], kind)) for name, kind in STATIC.items() if kind != html),
-    ]
-    handlers = {HTTPException: not_routed, Exception: failed}
+    routes = [Route("/predict", _predict(service), methods=["POST"]), Route("/healthz", health)]
+    routes += [Route(path, _fixed(*answer)) for path, answer in _files(limits).items()]
+    handlers = {HTTPException: _not_routed, Exception: _failed}
     return Guard(
         Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), {*LOCAL_NAMES, *names}
     )
+
+
+def _predict(service: Service) -> Endpoint:
+    """`POST /predict`."""
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import Response
+
+    async def predict(request: Request) -> Response:
+        try:
+            answer = await service.predict(
+                request.headers, request.query_params.get("format"), request.stream(), request.is_disconnected
+            )
+        except Refused as error:
+            service.log(f"refused: {error.status} {printable(error.line)}")
+            await uploads.drain(request.stream(), service.limits)
+            return _refusal(error.status, error.line, error.headers)
+        except ClientDisconnect:
+            service.log("refused: 499 the client closed the connection within its upload")
+            return _refusal(499, "the client closed the connection")
+        return Response(answer.content, media_type=answer.media_type)
+
+    return predict
+
+
+def _files(limits: Limits) -> dict[str, answers.Body]:
+    """What never changes, by its path: the page, its files, and the API's description."""
+    folder, document = importlib.resources.files(__package__) / "static", pages.document(limits)
+    found = {
+        f"/static/{name}": answers.Body((folder / name).read_bytes(), kind) for name, kind in STATIC.items()
+    }
+    found["/"] = found.pop("/static/page.html")
+    found["/docs"] = answers.Body(pages.html(document).encode(), STATIC["page.html"])
+    found["/openapi.json"] = answers.Body(json.dumps(document).encode(), "application/json")
+    return found
+
+
+def _fixed(content: bytes, media_type: str) -> Endpoint:
+    from starlette.responses import Response
+
+    async def answer(request: Any) -> Response:
+        return Response(content, media_type=media_type)
+
+    return answer
+
+
+def _refusal(status: int, line: str, headers: Mapping[str, str] | None = None) -> Any:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"error": line}, status, headers)
+
+
+async def _not_routed(request: Any, error: Any) -> Any:
+    line = f"{request.method} {request.url.path[:80]}: {error.detail}"
+    return _refusal(error.status_code, line, error.headers)
+
+
+async def _failed(request: Any, error: Exception) -> Any:
+    return _refusal(500, "the prediction failed; the server's own output says why")

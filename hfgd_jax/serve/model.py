@@ -5,26 +5,25 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from hfgd_jax.inference.tiles import Size, TiledPredictor
-from hfgd_jax.inference.views import Inference, Variables
-from hfgd_jax.serve.limits import SIDES
 
 
 class BoundedPredictor:
     """A `TiledPredictor`; what was compiled for it is forgotten where it becomes too much.
 
     Sizes that are known when it starts have the canvases that `hfgd predict` takes for them, all others
-    canvases of `SIDES`: the mask of an image never depends on what came before it. Programs of a process
+    canvases of its `sides`: the mask of an image never depends on what came before it. Programs of a process
     are kept by JAX until it is told to forget all of them.
+
+    Args:
+        predictor: with `sides`.
+        shapes: that are compiled at most.
     """
 
-    def __init__(
-        self, inference: Inference, variables: Variables, mean_pixel: Float[np.ndarray, "3"], shapes: int
-    ):
-        self._predictor = TiledPredictor(inference, variables, mean_pixel, sides=SIDES)
-        self._shapes = shapes
+    def __init__(self, predictor: TiledPredictor, shapes: int):
+        self._predictor, self._shapes = predictor, shapes
         self._compiled: set[Any] = set()
 
     def plan(self, sizes: Sequence[Size]) -> None:

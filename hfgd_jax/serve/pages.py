@@ -7,7 +7,8 @@ from typing import Any
 from hfgd_jax import __version__
 from hfgd_jax.serve.limits import FORMATS, Limits
 
-_REFUSALS = {
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_REFUSALS: dict[str, str] = {
     "400": "malformed or empty upload, or an unknown `format`",
     "403": "the request comes from another site's page",
     "406": "the Accept header wants neither image/png nor application/json",
@@ -23,19 +24,29 @@ _REFUSALS = {
 
 def document(limits: Limits) -> dict[str, Any]:
     """The OpenAPI 3.1 document of a server with these limits."""
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    responses: dict[str, Any] = {
-        "200": {
-            "description": "the mask, at the size of the image as it is shown (EXIF rotation applied)",
-            "content": {
-                "image/png": binary,
-                "application/json": {"schema": {"$ref": "#/components/schemas/Prediction"}},
+    health = {"application/json": {"schema": {"$ref": "#/components/schemas/Health"}}}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "hfgd serve",
+            "version": __version__,
+            "description": "Predicts the class of every pixel of an image, with one trained model.",
+        },
+        "paths": {
+            "/predict": {"post": _predict(limits)},
+            "/healthz": {
+                "get": {
+                    "summary": "Whether the server answers, its model and its limits",
+                    "operationId": "health",
+                    "responses": {"200": {"description": "it does", "content": health}},
+                }
             },
-        }
+        },
+        "components": {"schemas": _schemas()},
     }
-    responses |= {status: {"description": text, "content": error} for status, text in _REFUSALS.items()}
-    responses["503"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+
+
+def _predict(limits: Limits) -> dict[str, Any]:
     about = (
         f"Formats: {', '.join(FORMATS)}. At most {limits.upload_bytes} bytes, {limits.pixels} pixels and "
         f"{limits.upload_seconds:g} s; {limits.requests} requests at once. Of animations and many-page files "
@@ -47,49 +58,36 @@ def document(limits: Limits) -> dict[str, Any]:
         "description": "`png` or `json`; without it the Accept header decides, and `png` is the default",
         "schema": {"type": "string", "enum": ["png", "json"]},
     }
+    multipart = {
+        "type": "object",
+        "required": ["image"],
+        "properties": {"image": _BINARY["schema"]},
+    }
     upload = {
-        "required": True,
-        "content": {
-            "image/*": binary,
-            "application/octet-stream": binary,
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {"image": {"type": "string", "format": "binary"}},
-                }
-            },
-        },
+        "image/*": _BINARY,
+        "application/octet-stream": _BINARY,
+        "multipart/form-data": {"schema": multipart},
     }
-    health = {"application/json": {"schema": {"$ref": "#/components/schemas/Health"}}}
     return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "hfgd serve",
-            "version": __version__,
-            "description": "Predicts the class of every pixel of an image, with one trained model.",
-        },
-        "paths": {
-            "/predict": {
-                "post": {
-                    "summary": "Predict an image",
-                    "description": about,
-                    "operationId": "predict",
-                    "parameters": [form],
-                    "requestBody": upload,
-                    "responses": responses,
-                }
-            },
-            "/healthz": {
-                "get": {
-                    "summary": "Whether the server answers, its model and its limits",
-                    "operationId": "health",
-                    "responses": {"200": {"description": "it does", "content": health}},
-                }
-            },
-        },
-        "components": {"schemas": _schemas()},
+        "summary": "Predict an image",
+        "description": about,
+        "operationId": "predict",
+        "parameters": [form],
+        "requestBody": {"required": True, "content": upload},
+        "responses": _responses(),
     }
+
+
+def _responses() -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    prediction = {"schema": {"$ref": "#/components/schemas/Prediction"}}
+    mask = {
+        "description": "the mask, at the size of the image as it is shown (EXIF rotation applied)",
+        "content": {"image/png": _BINARY, "application/json": prediction},
+    }
+    refusals = {status: {"description": text, "content": error} for status, text in _REFUSALS.items()}
+    refusals["503"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+    return {"200": mask, **refusals}
 
 
 def _schemas() -> dict[str, Any]:

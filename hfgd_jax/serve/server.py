@@ -1,6 +1,5 @@
 """The process around the app: its socket, the thread that answers, and how it ends."""
 
-import importlib.util
 import socket
 import threading
 import time
@@ -10,15 +9,7 @@ from typing import Any
 from hfgd_jax.errors import UserError
 from hfgd_jax.serve.limits import Limits
 
-PACKAGES = ("starlette", "uvicorn", "python_multipart")
 _ENDING = 2  # seconds for answers that are under way
-
-
-def check_packages() -> None:
-    """Raises UserError where one of `PACKAGES` is missing, with the command that installs them."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f'serve needs {", ".join(missing)}: pip install "hfgd_jax[serve]"')
 
 
 def bound(host: str, port: int) -> socket.socket:

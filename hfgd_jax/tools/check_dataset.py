@@ -21,14 +21,13 @@ import numpy as np
 from absl import flags
 from jaxtyping import Integer
 
-from hfgd_jax.data import builders, prepared
+from hfgd_jax.data import builders, label_hints, prepared
 from hfgd_jax.data.builders import base, files, parallel
 from hfgd_jax.data.builders.folder import Folder
 from hfgd_jax.data.labels import IGNORE, LabelTable
 from hfgd_jax.errors import UserError, escaped
 from hfgd_jax.runtime import shell
 from hfgd_jax.runtime.progress import Progress
-from hfgd_jax.tools import label_hints
 from hfgd_jax.tools.prepare import define_division_flags, division_options
 
 MAX_LINES = 20  # of one kind of problem, and of notes, that are printed

@@ -8,7 +8,7 @@ most different masks (`--choose=pixels`) or mIoUs (`--choose=iou`). The parts ar
 pixels to which the runs give different classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import flags
@@ -17,6 +17,7 @@ from hfgd_jax.data.prepared import Split
 from hfgd_jax.errors import UserError, nearest
 from hfgd_jax.figures import comparison, draw, trained
 from hfgd_jax.figures.comparison import Box
+from hfgd_jax.runs.system import Trained
 from hfgd_jax.runtime import shell
 from hfgd_jax.runtime.progress import Doing
 from hfgd_jax.tools import figures_options, tables
@@ -53,15 +54,13 @@ def parse_box(text: str, size: tuple[int, int]) -> Box:
     return box
 
 
-def compared(
-    runs: Sequence[trained.TrainedRun], split: Split, indices: Sequence[int]
-) -> list[draw.ComparedImage]:
-    """Records as the runs see them, without boxes."""
+def compared(runs: Mapping[str, Trained], split: Split, indices: Sequence[int]) -> list[draw.ComparedImage]:
+    """Records as the runs, by name, see them, without boxes."""
     examples = [split.example(i) for i in indices]
     images = [example["image"] for example in examples]
     masks = []
-    for run in runs:
-        with Doing(f"predicting with {run.name}", len(images)) as doing:
+    for name, run in runs.items():
+        with Doing(f"predicting with {name}", len(images)) as doing:
             masks.append([])
             for mask in trained.masks(run, images):
                 masks[-1].append(mask)
@@ -121,8 +120,7 @@ def main(_: Sequence[str]) -> int:
     if v.box and (len(v.images) != 1 or len(v.box) > draw.MOST_BOXES):
         raise UserError(f"--box={v.box[0]}: wants one image in --images, and up to {draw.MOST_BOXES} boxes")
     paths, runs = figures_options.outputs(v), figures_options.read_runs(v)
-    split = figures_options.open_labelled(runs[0].system.config, v)
-    runs[0].table.check_order(split.table)
+    split = figures_options.open_labelled(next(iter(runs.values())), v)
     indices = find(split, v.images) or figures_options.spread_out(len(split), v.candidates)
     given = [parse_box(text, split.size(indices[0])) for text in v.box]
     images = compared(runs, split, indices)
@@ -134,7 +132,7 @@ def main(_: Sequence[str]) -> int:
         for one in images
         for found in [given or boxes(one, v.zooms, v.zoom)]
     ]
-    names = [run.name for run in runs]
+    names = list(runs)
     rows = [["image", *(f"{name}, mIoU" for name in names), "differing pixels"]]
     for one in shown:
         scores = ["n/a" if score is None else f"{100 * score:.1f}" for score in one.scores]

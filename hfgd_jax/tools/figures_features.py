@@ -88,8 +88,7 @@ def main(_: Sequence[str]) -> int:
     """Draws the features and prints how separate they are; returns the exit code."""
     v = flags.FLAGS
     paths, runs = figures_options.outputs(v, "sklearn", "umap"), figures_options.read_runs(v)
-    split = figures_options.open_labelled(runs[0].system.config, v)
-    runs[0].table.check_order(split.table)
+    split = figures_options.open_labelled(next(iter(runs.values())), v)
     classes = split.table.classes
     indices = figures_options.spread_out(len(split), v.count)
     labels = [split.label(i) for i in indices]
@@ -107,15 +106,15 @@ def main(_: Sequence[str]) -> int:
     pixels = pixels._replace(image=np.searchsorted(used, pixels.image))
     images = [split.example(indices[i])["image"] for i in used]
     rows, panels = [["run", "step", "silhouette", "within", "between", "within / between"]], {}
-    for run in runs:
-        with Doing(f"features of {run.name}", len(images)) as doing:
+    for name, run in runs.items():
+        with Doing(f"features of {name}", len(images)) as doing:
             found = trained.features(run, images, pixels, doing)
         apart = features.separation(found, pixels.label)
         scores = (apart.silhouette, apart.intra, apart.inter, apart.ratio)
-        rows.append([run.name, str(run.step), *(f"{value:.3f}" for value in scores)])
-        with Doing(f"embedding {run.name}"):
+        rows.append([name, str(run.step), *(f"{value:.3f}" for value in scores)])
+        with Doing(f"embedding {name}"):
             points = features.embed(found, v.seed)
-        panels[run.name] = (points, f"silhouette {apart.silhouette:.3f}, within / between {apart.ratio:.3f}")
+        panels[name] = (points, f"silhouette {apart.silhouette:.3f}, within / between {apart.ratio:.3f}")
     print(tables.render(rows, "text"))
     print(f"{v.per_class} pixels of each of {', '.join(classes[k] for k in ids)}; {len(images)} images")
     figures_options.save(draw.features(panels, pixels.label, {k: classes[k] for k in ids}), paths)

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict
 
 from hfgd_jax.data.prepared import Split
-from hfgd_jax.errors import UserError
+from hfgd_jax.errors import UserError, require
 from hfgd_jax.figures import draw, trained
-from hfgd_jax.runs import system
+from hfgd_jax.runs import saved_config, system
 from hfgd_jax.runtime import storage
 
 
@@ -49,7 +48,7 @@ def outputs(values: Any, *packages: str) -> list[epath.Path]:
     Raises:
         UserError: none, another suffix, a file that is there, or a package that is not.
     """
-    draw.check_installed("matplotlib", *packages)
+    require("this figure", "hfgd_jax[figures]", "matplotlib", *packages)
     paths = [storage.resolve(text, "--output") for text in values.output]
     for path in paths:
         if path.suffix.lower() not in draw.SUFFIXES:
@@ -61,37 +60,38 @@ def outputs(values: Any, *packages: str) -> list[epath.Path]:
     return paths
 
 
-def read_runs(values: Any) -> list[trained.TrainedRun]:
-    """The runs' checkpoints, of the same classes.
+def read_runs(values: Any) -> dict[str, system.Trained]:
+    """The runs' checkpoints by what figures call them, of the same classes, each whole on a device.
 
     Raises:
-        UserError: see `trained.names`, `trained.read` and `trained.check_alike`.
+        UserError: no such run or checkpoint; see also `trained.names` and `trained.check_alike`.
     """
     names = trained.names(values.workdirs, values.labels)
-    runs = [
-        trained.read(workdir, name, values.checkpoint)
+    runs = {
+        name: system.load(saved_config.get_config(workdir), workdir, values.checkpoint).local()
         for workdir, name in zip(values.workdirs, names, strict=True)
-    ]
+    }
     trained.check_alike(runs)
     return runs
 
 
-def open_labelled(config: ConfigDict, values: Any) -> Split:
+def open_labelled(first: system.Trained, values: Any) -> Split:
     """The split to look at.
 
     Args:
-        config: of the first run.
+        first: of the runs.
         values: of the flags.
 
     Raises:
-        UserError: no such split, or one without labels.
+        UserError: no such split, one without labels, or with the run's classes in another order.
     """
-    config = config.copy_and_resolve_references()
+    config = first.system.config.copy_and_resolve_references()
     if values.data_dir:
         config.data.data_dir = values.data_dir
     split = system.open_data(config, values.split or config.data.eval_split)
     if not split.labelled:
         raise UserError(f"--split={split.split}: this split of {split.dataset!r} has no labels")
+    first.table.check_order(split.table)
     return split
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from hfgd_jax.figures import draw, tokens
+from hfgd_jax.figures import draw, tokens, trained
 from hfgd_jax.runtime import shell
 from hfgd_jax.tools import figures_options, tables
 
@@ -35,11 +35,13 @@ def main(_: Sequence[str]) -> int:
     v = flags.FLAGS
     paths, runs = figures_options.outputs(v), figures_options.read_runs(v)
     rows = [["run", "step", "mean diagonal", "mean cosine of others", "mean norm"]]
-    for run in runs:
-        rows.append([run.name, str(run.step), *(f"{value:.3f}" for value in statistics(run.kernel))])
+    kernels = {name: trained.class_tokens(run) for name, run in runs.items()}
+    for name, kernel in kernels.items():
+        rows.append([name, str(runs[name].step), *(f"{value:.3f}" for value in statistics(kernel))])
     print(tables.render(rows, "text"))
-    panels = {run.name: tokens.dependencies(run.kernel) for run in runs}
-    figures_options.save(draw.matrices(panels, runs[0].table.classes), paths)
+    panels = {name: tokens.dependencies(kernel) for name, kernel in kernels.items()}
+    classes = next(iter(runs.values())).table.classes
+    figures_options.save(draw.matrices(panels, classes), paths)
     return 0
 
 

@@ -14,13 +14,13 @@ from absl import flags
 from etils import epath
 
 from hfgd_jax import config as configuration
+from hfgd_jax.data import class_names
 from hfgd_jax.data.labels import IGNORE, LabelTable, voc_colours
 from hfgd_jax.errors import UserError
 from hfgd_jax.models import BACKBONES
 from hfgd_jax.models.backbones.base import IMAGENET
 from hfgd_jax.runs import checkpoints, system
 from hfgd_jax.runtime import shell, storage
-from hfgd_jax.tools import class_names
 from hfgd_jax.weights import files, foreign, pretrained, sources
 from hfgd_jax.weights.names import upernet
 from hfgd_jax.weights.pretrained import Report

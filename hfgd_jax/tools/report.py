@@ -25,10 +25,9 @@ from hfgd_jax.errors import UserError
 from hfgd_jax.evaluation import evaluator, records
 from hfgd_jax.report import predictions
 from hfgd_jax.report.collect import Collector, Options
-from hfgd_jax.report.predictions import Trained
 from hfgd_jax.report.write import Run, curves_of, strangers, write
 from hfgd_jax.runs import saved_config
-from hfgd_jax.runs.system import open_data
+from hfgd_jax.runs.system import Trained, open_data
 from hfgd_jax.runs.workdir import short_names
 from hfgd_jax.runtime import shell, storage
 from hfgd_jax.runtime.progress import Doing
@@ -65,8 +64,8 @@ def labelled_split(config: ConfigDict) -> Split:
 def described(run: Trained, workdir: str, name: str) -> Run:
     """What the page says of a run."""
     lines = storage.records(storage.resolve(workdir, "--workdir") / "metrics.jsonl")
-    fields = records.changed_fields(json.loads(configuration.to_json(run.config)))
-    settings = evaluator.settings(run.config) | {"details": True}
+    fields = records.changed_fields(json.loads(configuration.to_json(run.system.config)))
+    settings = evaluator.settings(run.system.config) | {"details": True}
     return Run(name, run.step, settings, fields, curves_of(lines))
 
 

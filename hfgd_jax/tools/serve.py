@@ -15,15 +15,15 @@ from ml_collections import ConfigDict
 
 from hfgd_jax.data import image_files
 from hfgd_jax.data.prepared import open_split
-from hfgd_jax.errors import UserError, warn
-from hfgd_jax.inference.views import Inference
+from hfgd_jax.errors import UserError, require, warn
+from hfgd_jax.export import bundle
 from hfgd_jax.runs import saved_config
 from hfgd_jax.runs.system import load
-from hfgd_jax.runtime import sharding, shell
+from hfgd_jax.runtime import shell, storage
 from hfgd_jax.runtime.progress import Doing
 from hfgd_jax.serve import server
 from hfgd_jax.serve.app import make_app
-from hfgd_jax.serve.limits import Limits
+from hfgd_jax.serve.limits import SIDES, Limits
 from hfgd_jax.serve.model import BoundedPredictor
 from hfgd_jax.tools.macs import parse_size
 
@@ -103,17 +103,17 @@ def limits_of(values: flags.FlagValues) -> Limits:
 def main(_: Sequence[str]) -> int:
     """Serves until it is interrupted; returns no exit code of its own."""
     values = flags.FLAGS
-    server.check_packages()
+    require("hfgd serve", "hfgd_jax[serve]", "starlette", "uvicorn", "python_multipart")
     limits, sizes = limits_of(values), [parse_size(text, "--sizes") for text in values.sizes]
     for height, width in sizes:
         if height * width > limits.pixels:
             raise UserError(f"--sizes={height}x{width}: more than --pixels={limits.pixels}")
+    if (storage.resolve(values.workdir, "--workdir") / bundle.MANIFEST).exists():
+        raise UserError(f"--workdir={values.workdir}: is a bundle, which is not served; name its run")
     listening = server.bound(values.host, values.port)
     config = saved_config.get_config(values.workdir)
-    system, variables, step, table = load(config, values.workdir, values.checkpoint)
-    inference = Inference(system.model, config)
-    variables = sharding.local_copy(system.mesh, variables)
-    predictor = BoundedPredictor(inference, variables, system.mean_pixel, limits.shapes)
+    run = load(config, values.workdir, values.checkpoint).local()
+    predictor = BoundedPredictor(run.predictor(sides=SIDES), limits.shapes)
     sizes = sizes or [usual_size(config)]
     predictor.plan(sizes)
     with Doing("compiling the model", len(sizes)) as done:
@@ -122,8 +122,8 @@ def main(_: Sequence[str]) -> int:
             done(number)
     app = make_app(
         predictor,
-        table,
-        name=f"{config.model.upsampler}, {config.model.backbone.name}, step {step}",
+        run.table,
+        name=f"{config.model.upsampler}, {config.model.backbone.name}, step {run.step}",
         names={values.host, *values.names},
         limits=limits,
         log=lambda line: print(line, flush=True),
@@ -135,7 +135,7 @@ def main(_: Sequence[str]) -> int:
         app,
         listening,
         limits,
-        lambda: print(f"serving step {step} of {values.workdir} at {where} (Ctrl-C ends it)", flush=True),
+        lambda: print(f"serving step {run.step} of {values.workdir} at {where} (Ctrl-C ends it)", flush=True),
     )
     return 1
 

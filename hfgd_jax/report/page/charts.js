@@ -18,7 +18,8 @@ function ticks(low, high, count = 5) {
 }
 
 // Axes with a scale each; `x` and `y` are {low, high, ticks, text, name}.
-function axes(x, y, label, width = 640, height = 340) {
+function axes(x, y, label, height = 340) {
+  const width = Math.max(320, Math.min(640, innerWidth - 24)); // on a phone no wider than it: its text is not reduced
   const edge = { left: 52, right: 28, top: 12, bottom: 44 };
   const px = (v) => edge.left + ((v - x.low) / (x.high - x.low || 1)) * (width - edge.left - edge.right);
   const py = (v) => height - edge.bottom - ((v - y.low) / (y.high - y.low || 1)) * (height - edge.top - edge.bottom);
@@ -34,7 +35,7 @@ function axes(x, y, label, width = 640, height = 340) {
   picture.append(svg("text", { x: (edge.left + width) / 2, y: height - 6, class: "tick middle" }, x.name));
   const turned = `translate(14 ${(height - edge.bottom) / 2}) rotate(-90)`;
   picture.append(svg("text", { transform: turned, class: "tick middle" }, y.name));
-  return { picture, px, py };
+  return { picture, px, py, width };
 }
 
 // One or two runs' values by step.

@@ -14,7 +14,7 @@ function headline() {
   const names = [["mIoU", "mIoU"], ["pixel_accuracy", "pixel accuracy"], ["mean_accuracy", "mean accuracy"], ["boundary_IoU", "boundary IoU"], ["small_object_recall", "small objects"]];
   const cards = names.map(([key, name]) => {
     const other = runs[1] ? element("span", { class: "other" }, `${percent(runs[1].scores[key])} ${runs[1].name}`) : null;
-    return element("div", { class: "card" }, element("dt", {}, name), element("dd", {}, `${percent(runs[0].scores[key])} %`, other));
+    return element("div", { class: "card" }, element("dt", {}, name), element("dd", {}, withUnit(runs[0].scores[key]), other));
   });
   return element("dl", { class: "cards" }, ...cards);
 }
@@ -31,14 +31,22 @@ function classTable() {
     if (!runs[1]) continue;
     const gain = (k) => difference(classes[k][key], classes[k].other[key]);
     columns.push({
-      name: "difference", title: `${name}: ${runs[0].name} less ${runs[1].name}`, number: true, value: gain,
+      name: "gain", title: `${name}: ${runs[0].name} less ${runs[1].name}`, number: true, value: gain,
       cell: (k) => element("span", { class: gain(k) === null ? "" : gain(k) < 0 ? "less" : "more" }, signed(gain(k))),
     });
   }
   columns.push({ name: "labelled pixels", number: true, value: (k) => classes[k].labelled, cell: (k) => whole(classes[k].labelled) });
   columns.push({ name: "share %", number: true, value: (k) => classes[k].labelled, cell: (k) => percent(all ? classes[k].labelled / all : null, 2) });
   columns.push({ name: "predicted pixels", number: true, value: (k) => classes[k].predicted, cell: (k) => whole(classes[k].predicted) });
-  return sortable(`Scores by class of ${runs[0].name}`, columns, classes.map((_, k) => k), 1);
+  return sortable(`Scores by class of ${runs[0].name}; a click on a class shows its images`, columns, classes.map((_, k) => k), 1);
+}
+
+// For those who do not hover: what the columns' titles say.
+function meanings() {
+  const { runs } = REPORT.scores;
+  const gain = runs[1] ? [["", "gain", `${runs[0].name} less ${runs[1].name}`]] : [];
+  const terms = [...MEASURES, ...gain].flatMap(([, name, text]) => [element("dt", {}, name), element("dd", {}, text)]);
+  return element("details", {}, element("summary", {}, "What the columns mean"), element("dl", { class: "meanings" }, ...terms));
 }
 
 function scatter() {
@@ -49,8 +57,9 @@ function scatter() {
   const low = Math.floor(Math.min(...shares));
   const x = { low, high: 0, ticks: [...Array(1 - low).keys()].map((i) => low + i), text: (t) => `${Number((10 ** (t + 2)).toPrecision(1))} %`, name: "share of the labelled pixels" };
   const y = { low: 0, high: 1, ticks: ticks(0, 1), text: (t) => (100 * t).toFixed(0), name: "IoU %" };
-  const { picture, px, py } = axes(x, y, "IoU of each class against its share of the labelled pixels; the values are in the table");
-  const written = []; // left, right and baseline of the names: the next one goes below those that it would cover
+  const { picture, px, py, width } = axes(x, y, "IoU of each class against its share of the labelled pixels; the values are in the table");
+  // Left, right and baseline of the dots and the names: the next name goes below those that it would cover.
+  const taken = present.map(([c], i) => [px(shares[i]) - 7, px(shares[i]) + 7, py(c.iou) + 4]);
   present.forEach(([c, k], i) => {
     const [left, top] = [px(shares[i]), py(c.iou)];
     if (c.other && c.other.iou !== null) {
@@ -61,14 +70,16 @@ function scatter() {
     dot.append(svg("title", {}, `${c.name}: IoU ${percent(c.iou)} %, ${percent(c.labelled / all, 2)} % of the pixels`));
     dot.addEventListener("click", () => showImagesOf({ class: k }));
     picture.append(dot);
-    const flip = left > 540;
+  });
+  if (present.length <= 40) present.forEach(([c], i) => {
+    const [left, top] = [px(shares[i]), py(c.iou)];
+    const flip = left > width - 100;
     const name = c.name.length > 18 ? `${c.name.slice(0, 17)}…` : c.name;
-    if (present.length > 40) return;
     const from = flip ? left - 9 - 7 * name.length : left + 9;
     const to = from + 7 * name.length;
     let line = top + 4;
-    while (written.some(([a, b, y]) => a < to && from < b && Math.abs(y - line) < 13)) line += 13;
-    written.push([from, to, line]);
+    while (taken.some(([a, b, y]) => a < to && from < b && Math.abs(y - line) < 13)) line += 13;
+    taken.push([from, to, line]);
     picture.append(svg("text", { x: flip ? to : from, y: line, class: `name ${flip ? "end" : ""}` }, name));
   });
   const hollow = runs[1] ? ` Small circles: ${runs[1].name}.` : "";
@@ -76,5 +87,5 @@ function scatter() {
 }
 
 function showClasses() {
-  byId("classes").append(headline(), classTable(), scatter());
+  byId("classes").append(headline(), classTable(), meanings(), scatter());
 }

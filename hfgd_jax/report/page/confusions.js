@@ -95,6 +95,6 @@ function showConfusions() {
   byId("confusions").append(
     element("div", { class: "columns" },
       element("div", {}, element("h2", {}, "Confusion matrix"), heatMap(said), said),
-      element("div", {}, element("h2", {}, "Largest confusions"), largest.length ? sortable("Largest confusions", columns, largest, 1) : element("p", {}, "No pixel is wrong."))),
+      element("div", {}, element("h2", {}, "Largest confusions"), largest.length ? sortable("By label and prediction; a click shows the images", columns, largest, 1) : element("p", {}, "No pixel is wrong."))),
   );
 }

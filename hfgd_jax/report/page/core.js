@@ -17,6 +17,7 @@ function element(name, properties = {}, ...children) {
 
 const byId = (id) => document.getElementById(id);
 const percent = (value, digits = 1) => (value === null || value === undefined ? "n/a" : (100 * value).toFixed(digits));
+const withUnit = (value) => (value === null ? "n/a" : `${percent(value)} %`);
 const signed = (value) => (value === null ? "n/a" : (value > 0 ? "+" : "") + (100 * value).toFixed(1));
 const whole = (value) => value.toLocaleString("en-US");
 const difference = (one, other) => (one === null || other === null ? null : one - other);

@@ -64,9 +64,9 @@ function found() {
 function tile(list) {
   return (index, place) => {
     const image = REPORT.images[index];
-    const lines = [element("span", { class: "id" }, image.id), element("span", {}, `mIoU ${percent(image.iou)} %`)];
-    if (image.iou2 !== null) lines.push(element("span", {}, `${signed(difference(image.iou, image.iou2))}, ${percent(image.differ)} % differ`));
-    if (chosen.class !== "") lines.push(element("span", {}, `${className(chosen.class)} ${percent(iouOf(image, chosen.class))} %`));
+    const lines = [element("span", { class: "id" }, image.id), element("span", {}, `mIoU ${withUnit(image.iou)}`)];
+    if (image.iou2 !== null) lines.push(element("span", {}, `${signed(difference(image.iou, image.iou2))} against ${REPORT.scores.runs[1].name}, ${percent(image.differ)} % differ`));
+    if (chosen.class !== "") lines.push(element("span", {}, `${className(chosen.class)} ${withUnit(iouOf(image, chosen.class))}`));
     if (chosen.given !== "" || chosen.predicted !== "") lines.push(element("span", {}, `${whole(pixelsOf(image))} px`));
     const picturePart = element("img", { src: picture("thumbnail", index), alt: "", loading: "lazy", width: image.size[1], height: image.size[0] });
     const button = element("button", { type: "button", class: "tile", onclick: () => openViewer(list, place) }, picturePart, ...lines);

@@ -42,7 +42,7 @@ function showLabels() {
     rows.sort((a, b) => b.region.score - a.region.score);
     const indices = REPORT.images.map((_, i) => i);
     part.append(
-      element("h2", {}, "Regions"), rows.length ? regionTable(rows) : element("p", {}, "None."),
+      element("h2", {}, "Regions"), rows.length ? regionTable(rows) : element("p", {}, "The model rules out no label."),
       element("details", {}, element("summary", {}, "Whole images, by cleanlab's score"), qualityTable(indices)));
   });
 }

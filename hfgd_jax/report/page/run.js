@@ -6,7 +6,7 @@ function facing(caption, maps, names) {
   const text = (value) => (value === undefined ? "(default)" : typeof value === "string" ? value : JSON.stringify(value));
   const rows = keys.map((key) => element("tr", {}, element("th", { scope: "row" }, key), ...maps.map((map) => element("td", {}, text(map[key])))));
   const head = element("tr", {}, element("th", { scope: "col" }, "name"), ...names.map((name) => element("th", { scope: "col" }, name)));
-  const table = element("table", {}, element("caption", {}, caption), element("thead", {}, head), element("tbody", {}, ...rows));
+  const table = element("table", {}, element("caption", {}, element("span", {}, caption)), element("thead", {}, head), element("tbody", {}, ...rows));
   return element("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": caption }, table);
 }
 

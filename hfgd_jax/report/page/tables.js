@@ -14,7 +14,7 @@ function sortable(caption, columns, rows, start = 0) {
       by = i;
       fill();
     };
-    const button = element("button", { type: "button", onclick: press }, column.name);
+    const button = element("button", { type: "button", onclick: press }, column.name.replace(" %", "\u00a0%"));
     return element("th", { scope: "col", class: column.number ? "number" : null, title: column.title }, button);
   });
   function row(item) {
@@ -40,6 +40,6 @@ function sortable(caption, columns, rows, start = 0) {
     list = onDemand(body, end, order, row);
   }
   fill();
-  const made = element("table", {}, element("caption", {}, caption), element("thead", {}, element("tr", {}, ...heads)), body);
+  const made = element("table", {}, element("caption", {}, element("span", {}, caption)), element("thead", {}, element("tr", {}, ...heads)), body);
   return element("div", {}, element("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": caption }, made), end);
 }

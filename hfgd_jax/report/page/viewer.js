@@ -127,12 +127,12 @@ function drawStrength() {
 
 function facts(image) {
   const { runs } = REPORT.scores;
-  const scores = [["mIoU", `${percent(image.iou)} %`], ["pixel accuracy", `${percent(image.accuracy)} %`], ["label quality", image.quality === null ? "n/a" : image.quality.toFixed(3)], ["size", `${image.size[1]} x ${image.size[0]}`]];
-  if (runs[1]) scores.push([`mIoU of ${runs[1].name}`, `${percent(image.iou2)} %`], ["pixels that differ", `${percent(image.differ)} %`]);
+  const scores = [["mIoU", withUnit(image.iou)], ["pixel accuracy", withUnit(image.accuracy)], ["label quality", image.quality === null ? "n/a" : image.quality.toFixed(3)], ["size", `${image.size[1]} x ${image.size[0]}`]];
+  if (runs[1]) scores.push([`mIoU of ${runs[1].name}`, withUnit(image.iou2)], ["pixels that differ", withUnit(image.differ)]);
   const cards = scores.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
   const classes = image.classes.map(([k, labelledPixels, predicted, right]) => {
     const union = labelledPixels + predicted - right;
-    return element("li", {}, chip(k), ` ${percent(union ? right / union : null)} %`);
+    return element("li", {}, chip(k), ` ${withUnit(union ? right / union : null)}`);
   });
   const pairs = image.pairs.slice(0, 6).map(([t, p, n]) => element("li", {}, pair(t, p), ` ${whole(n)} px`));
   return [
