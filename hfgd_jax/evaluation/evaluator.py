@@ -21,7 +21,7 @@ from hfgd_jax.errors import UserError
 from hfgd_jax.evaluation import metrics
 from hfgd_jax.evaluation.boundaries import Details
 from hfgd_jax.inference.tiles import TiledPredictor
-from hfgd_jax.inference.views import Inference, Variables
+from hfgd_jax.inference.views import Inference, OfRows, Variables, mask_of
 from hfgd_jax.runs.checkpoints import Checkpoints
 from hfgd_jax.runs.log import write_metrics
 from hfgd_jax.runs.system import load, open_data
@@ -61,8 +61,8 @@ class Evaluator:
     """
 
     def __init__(self, model: nn.Module, config: ConfigDict, mesh: Mesh):
-        self.config, self.mesh, self.inference = config, mesh, Inference(model, config)
         num_classes, rows = config.data.num_classes, sharding.batch_sharding(mesh)
+        self.config, self.mesh, self.inference = config, mesh, Inference(model, config)
 
         def count(matrix, label, predicted):
             return matrix + metrics.confusion_matrix(label, predicted, num_classes)[None]
@@ -72,8 +72,8 @@ class Evaluator:
         spread = jax.shard_map(count, mesh=mesh, in_specs=rows.spec, out_specs=rows.spec, check_vma=False)
         self._count = jax.jit(spread, donate_argnums=0)
         shape = (mesh.size, num_classes, num_classes)
+        self._placed = jax.jit(lambda found: found, donate_argnums=0, out_shardings=rows)
         self._zero = jax.jit(lambda: jnp.zeros(shape, jnp.int32), out_shardings=rows)
-        self._masks = jax.jit(lambda logits: jnp.argmax(logits, -1).astype(jnp.uint8), out_shardings=rows)
 
     def score(
         self,
@@ -104,8 +104,7 @@ class Evaluator:
             for batch in stall.batches(batches, name):
                 if should_stop():
                     return None
-                logits, label = self.logits(variables, batch)  # compiles where the shape is new
-                masks = self._masks(logits)
+                masks, label = self.each(_masks, variables, batch)  # compiles where the shape is new
                 matrix = self._count(matrix, label, masks)
                 with stall.limit(f"evaluation of {name}: nothing has moved after {images} images"):
                     if waiting:  # one batch late: the devices never wait for the host, nor run far ahead
@@ -151,12 +150,25 @@ class Evaluator:
             originals=originals,
         )
 
-    def logits(self, variables: Variables, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-        """Logits `[b, h, w, k]` at the labels' pixels, and labels `[b, h, w]`, of a batch, on the mesh."""
-        views = (sharding.global_batch(self.mesh, view) for view in batch["views"])
+    def each(
+        self, function: OfRows, variables: Variables, batch: Mapping[str, Any]
+    ) -> tuple[Any, UInt8[jax.Array, "b h w"]]:
+        """What a function of the pixels' logits and labels gives for a batch, and the labels; on the mesh.
+
+        Args:
+            function: of rows of logits `[b, rows, w, k]` and of labels `[b, rows, w]` (`Inference.each`).
+            variables: `params` and `batch_stats` on the mesh.
+            batch: of `batches`.
+        """
+        views = tuple(sharding.global_batch(self.mesh, view) for view in batch["views"])
         rest = sharding.global_batch(self.mesh, {key: batch[key] for key in ("label", "size")})
-        logits = self.inference.logits(variables, tuple(views), rest["size"], batch["label"].shape[1:])
-        return logits, rest["label"]
+        canvas = batch["label"].shape[1:]
+        found = self.inference.each(function, variables, views, rest["size"], canvas, rest["label"])
+        return self._placed(found), rest["label"]
+
+
+def _masks(logits: jax.Array, label: jax.Array) -> jax.Array:
+    return mask_of(logits)
 
 
 def _finish(details: Details | None, masks: jax.Array, batch: Mapping[str, Any]) -> None:

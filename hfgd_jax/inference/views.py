@@ -2,27 +2,42 @@
 
 A *view* of an image is one scale of it, as it is or mirrored. The model gives each view's logits at its
 output stride, of the whole or by windows; they are sampled at the label's own pixels and averaged there, in
-float32. Evaluation and prediction both come through here.
+float32, a block of rows at a time: of a mask no more logits than a block's are held at the pixels. Evaluation
+and prediction both come through here.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Float32, Int, UInt8
+from jaxtyping import Array, Float, Float32, Int, Shaped, UInt8
 from ml_collections import ConfigDict
 
 from hfgd_jax.data import augment
 from hfgd_jax.geometry import Geometry, feature_size, grid_size
 from hfgd_jax.inference import sliding
 
+BLOCK = 2**22  # float32 logits that are held at the pixels at once
+
 Variables = Any  # {"params": ..., "batch_stats": ...}
 View = Mapping[str, Any]  # `image` uint8 [b, H, W, 3], `image_size` int32 [b, 2]
 Size = tuple[int, int]  # height, width
+# Of averaged logits `[b, rows, width, k]` and of rows of planes `[b, height, width]`: a tree of arrays
+# `[b, rows, width, ...]`.
+OfRows = Callable[..., Any]
+
+
+def mask_of(logits: Float[Array, "b h w k"]) -> UInt8[Array, "b h w"]:
+    """Train ids, the classes with the largest logits."""
+    return jnp.argmax(logits, -1).astype(jnp.uint8)
+
+
+def _unchanged(logits: Array) -> Array:
+    return logits
 
 
 def logits_at_label(
@@ -34,8 +49,9 @@ def logits_at_label(
     output_stride: int,
     geometry: Geometry,
     mirrored: bool = False,
+    first: Int[Array, ""] | int = 0,
 ) -> Float[Array, "b height width k"]:
-    """Bilinear samples of output-stride logits at every pixel of labels of their own size.
+    """Bilinear samples of output-stride logits at every pixel of labels of their own size, or at some rows.
 
     One step instead of two (to the image's pixels, then to the label's), with sizes that may differ from
     example to example in one compiled shape. Image pixels lie on label pixels as the data's resizing lays
@@ -51,9 +67,11 @@ def logits_at_label(
         output_stride: pixels of the image from one logit to the next.
         geometry: `align_corners` or `half_pixel`.
         mirrored: the image was mirrored (see `mirror`), the label was not.
+        first: the label's row that is the first of the result.
     """
     for axis in (0, 1):
-        out = jnp.arange(canvas[axis], dtype=jnp.float32)
+        out = jnp.arange(canvas[axis]) + (first if axis == 0 else 0)
+        out = out.astype(jnp.float32)
         image, label = (size[:, axis, None].astype(jnp.float32) for size in (image_size, label_size))
         position = (out + 0.5) * image / label - 0.5  # pixel of the image
         if mirrored and axis == 1:
@@ -129,28 +147,46 @@ class Inference:
         self._output_stride = of.output_stride if branch == "prediction" else of.backbone.output_stride
         self._mirrors = (False, True) if config.eval.flip else (False,)
 
-        def add(total, maps, image_size, label_size, share, mirrored, canvas):
-            pixels = share * logits_at_label(
-                maps,
-                image_size,
-                label_size,
-                canvas,
-                output_stride=self._output_stride,
-                geometry=self.geometry,
-                mirrored=mirrored,
-            )
-            return pixels if total is None else total + pixels
-
         self._apply = jax.jit(
             lambda variables, images: model.apply(variables, images, train=False, branch=branch).logits
         )
         self._mirror = jax.jit(mirror)
-        self._add = jax.jit(add, donate_argnums=0, static_argnums=(5, 6))
-        self._argmax = jax.jit(lambda logits: jnp.argmax(logits, -1).astype(jnp.uint8))
-        self._softmax = jax.jit(jax.nn.softmax, donate_argnums=0)
+        self._in_rows = jax.jit(self._of_all_rows, static_argnums=(0, 1))
         self._cut = jax.jit(sliding.cut, static_argnums=(3, 4))
         self._place = jax.jit(sliding.add_window, donate_argnums=0, static_argnums=(4, 5, 6, 7))
         self._average = jax.jit(sliding.average, donate_argnums=0, static_argnums=(2, 3, 4, 5, 6))
+
+    def each(
+        self,
+        function: OfRows,
+        variables: Variables,
+        views: Sequence[View],
+        label_size: Int[np.ndarray | Array, "b 2"],
+        canvas: Size,
+        *planes: Shaped[np.ndarray | Array, "b height width"],
+    ) -> Any:
+        """What a function of each pixel's averaged logits gives, at the label's own pixels.
+
+        Args:
+            function: of the logits and of `planes`, rows of them at a time; the same object for the same
+                function, which is compiled once.
+            variables: `params` and `batch_stats`.
+            views: for each of `scales` the `image`, uint8 RGB padded at the bottom and right to an on-grid
+                canvas, and `image_size`, int32 `[b, 2]`, height and width of the image proper. Mirror
+                images are made here.
+            label_size: height and width of the label proper within `canvas`.
+            canvas: height and width of the result; what lies beyond `label_size` has no meaning.
+            planes: whatever else the function wants.
+
+        Returns:
+            Its results for all rows: a tree of arrays `[b, height, width, ...]`.
+        """
+        maps = []
+        for view, mirrored in itertools.product(views, self._mirrors):
+            image, size = view["image"], view["image_size"]
+            logits = self._maps(variables, self._mirror(image, size) if mirrored else image, size)
+            maps.append((logits, jnp.asarray(size)))
+        return self._in_rows(function, tuple(canvas), maps, jnp.asarray(label_size), planes)
 
     def logits(
         self,
@@ -159,24 +195,8 @@ class Inference:
         label_size: Int[np.ndarray | Array, "b 2"],
         canvas: Size,
     ) -> Float32[Array, "b height width k"]:
-        """The average of all views' logits, at the label's own pixels.
-
-        One sum of the result's size is held and one view at a time is added to it.
-
-        Args:
-            variables: `params` and `batch_stats`.
-            views: for each of `scales` the `image`, uint8 RGB padded at the bottom and right to an on-grid
-                canvas, and `image_size`, int32 `[b, 2]`, height and width of the image proper. Mirror
-                images are made here.
-            label_size: height and width of the label proper within `canvas`.
-            canvas: height and width of the result; what lies beyond `label_size` has no meaning.
-        """
-        total, share = None, np.float32(1 / (len(views) * len(self._mirrors)))
-        for view, mirrored in itertools.product(views, self._mirrors):
-            image, size = view["image"], view["image_size"]
-            maps = self._maps(variables, self._mirror(image, size) if mirrored else image, size)
-            total = self._add(total, maps, size, label_size, share, mirrored, tuple(canvas))
-        return total
+        """The average of all views' logits (arguments as of `each`)."""
+        return self.each(_unchanged, variables, views, label_size, canvas)
 
     def masks(
         self,
@@ -185,8 +205,8 @@ class Inference:
         label_size: Int[np.ndarray | Array, "b 2"],
         canvas: Size,
     ) -> UInt8[Array, "b height width"]:
-        """Train ids, the classes with the largest logits (see `logits`)."""
-        return self._argmax(self.logits(variables, views, label_size, canvas))
+        """Train ids, the classes with the largest averaged logits (arguments as of `each`)."""
+        return self.each(mask_of, variables, views, label_size, canvas)
 
     def probabilities(
         self,
@@ -195,8 +215,39 @@ class Inference:
         label_size: Int[np.ndarray | Array, "b 2"],
         canvas: Size,
     ) -> Float32[Array, "b height width k"]:
-        """The softmax over classes of the averaged logits (see `logits`)."""
-        return self._softmax(self.logits(variables, views, label_size, canvas))
+        """The softmax over classes of the averaged logits (arguments as of `each`)."""
+        return self.each(jax.nn.softmax, variables, views, label_size, canvas)
+
+    def _of_all_rows(
+        self, function: OfRows, canvas: Size, maps: list, label_size: Array, planes: tuple[Array, ...]
+    ) -> Any:
+        (height, width), (batch, *_, classes) = canvas, maps[0][0].shape
+        rows = min(height, max(1, BLOCK // (batch * width * classes)))
+        count = -(-height // rows)
+        below = ((0, 0), (0, count * rows - height), (0, 0))
+        planes = tuple(jnp.pad(plane, below) for plane in planes)
+
+        def of_block(number: Array) -> Any:
+            first, total = number * rows, jnp.float32(0)
+            for (logits, size), mirrored in zip(maps, itertools.cycle(self._mirrors), strict=False):
+                total += logits_at_label(
+                    logits,
+                    size,
+                    label_size,
+                    (rows, width),
+                    output_stride=self._output_stride,
+                    geometry=self.geometry,
+                    mirrored=mirrored,
+                    first=first,
+                )
+            parts = (jax.lax.dynamic_slice_in_dim(plane, first, rows, axis=1) for plane in planes)
+            return function(total / len(maps), *parts)
+
+        def joined(blocks: Array) -> Array:
+            whole = jnp.moveaxis(blocks, 0, 1).reshape(batch, count * rows, *blocks.shape[3:])
+            return whole[:, :height]
+
+        return jax.tree.map(joined, jax.lax.map(of_block, jnp.arange(count)))
 
     def _maps(self, variables: Variables, images: Any, size: Any) -> Float32[Array, "b h w k"]:
         """Logits at the output stride of the canvas, of the whole or averaged over windows."""

@@ -83,10 +83,9 @@ def stream(run: systems.Trained, split: Split, *, images: bool = False) -> Itera
     mesh = run.system.mesh
     evaluator = Evaluator(run.system.model, run.system.config, mesh)
     variables = sharding.gathered(mesh, run.variables)  # once
-    judged = jax.jit(judge, out_shardings=sharding.batch_sharding(mesh))
     with evaluator.batches(split, run.system.mean_pixel, originals=images) as batches:
         for batch in batches:
-            found = [np.asarray(part) for part in judged(*evaluator.logits(variables, batch))]
+            found = [np.asarray(part) for part in evaluator.each(judge, variables, batch)[0]]
             for row in np.flatnonzero((batch["index"] >= 0) & ~batch["corrupt"]):
                 place = (row, *map(slice, batch["size"][row]))
                 image = batch["original"][place] if images else None

@@ -14,6 +14,7 @@ from hfgd_jax import geometry
 from hfgd_jax.data import augment, canvases, pipeline
 from hfgd_jax.errors import UserError
 from hfgd_jax.inference import sliding
+from hfgd_jax.inference import views as inference_views
 from hfgd_jax.inference.views import Inference, logits_at_label, mirror
 
 REACH = 8  # pixels: half the receptive field of `Small`, and a little
@@ -91,6 +92,26 @@ def test_other_sizes_in_one_batch_and_an_input_scale():
         h, w = image.shape[:2]
         want = plain(model, variables, image, "align_corners", inference.scales, True, canvas.images)
         np.testing.assert_allclose(got[row, :h, :w], want, atol=1e-4)
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch):
+    """Three rows at a time, of which the last block has one too many; planes go along."""
+    variables = made("align_corners")[2]
+    pictures = [picture(43, 61), picture(40, 33, 1)]
+    label = np.arange(2 * 65 * 65).reshape(2, 65, 65)
+
+    def found():
+        inference, _, _ = made("align_corners", scales=(0.5, 1), flip=True)
+        views, sizes, canvas = batch_of(pictures, inference)
+        given = variables, views, sizes, canvas.label
+        rows = inference.each(lambda logits, label: (logits, label), *given, label)
+        return *rows, inference.masks(*given), inference.probabilities(*given)
+
+    whole = found()
+    monkeypatch.setattr(inference_views, "BLOCK", 3 * 2 * 65 * 5)
+    for cut, one in zip(found(), whole, strict=True):
+        np.testing.assert_allclose(cut, one, atol=1e-5)
+    np.testing.assert_array_equal(whole[1], label)
 
 
 def test_a_mirror_image_stays_at_the_left():
