@@ -13,12 +13,13 @@ READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TEST = JAX_PLATFORMS=cpu $(PY) -m pytest
 
-.PHONY: help venv demo demo-compare first-hour test parity slow browser chaos lint format docs
+.PHONY: help venv demo demo-compare first-hour notebook test parity slow browser chaos lint format docs
 
 help:
 	@echo "make demo          train, evaluate and predict on an embedded data set, in minutes on two cores"
 	@echo "make demo-compare  the same budget without HFGD, and both scores side by side"
 	@echo "make first-hour    a new user's commands, from photographs to a shipped model (CAMVID=RAW: real ones)"
+	@echo "make notebook      docs/notebook.ipynb with fresh outputs, in minutes"
 	@echo "make test          the tests"
 	@echo "make parity        the comparisons with torch, torchvision, timm and transformers (installs them)"
 	@echo "make slow          the long proofs"
@@ -58,6 +59,9 @@ $(VENV)/.ready-weights: $(READY)
 
 first-hour: $(VENV)/.ready-weights
 	$(PY) docs/first_hour.py --folder runs/first-hour $(if $(CAMVID),--camvid $(CAMVID))
+
+notebook: $(READY)
+	$(PY) docs/run_notebook.py
 
 test: $(READY)
 	$(TEST) $(PARALLEL) --ignore tests/parity

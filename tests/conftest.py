@@ -181,13 +181,17 @@ def camvid_raw(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def camvid_dir(tmp_path_factory) -> Path:
+def camvid_folder(tmp_path_factory) -> Path:
+    """The raw CamVid folder in miniature, to read alone."""
+    return write_camvid(tmp_path_factory.mktemp("camvid") / "raw")
+
+
+@pytest.fixture(scope="session")
+def camvid_dir(camvid_folder) -> Path:
     """A data_dir with the miniature CamVid, prepared."""
-    folder = tmp_path_factory.mktemp("camvid")
-    builders.prepare(
-        "camvid", write_camvid(folder / "raw"), folder / "data", allow_partial=True, report=quiet
-    )
-    return folder / "data"
+    data_dir = camvid_folder.parent / "data"
+    builders.prepare("camvid", camvid_folder, data_dir, allow_partial=True, report=quiet)
+    return data_dir
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from tiny_weights import UPERNET, random_backbone, random_upernet
 
 from hfgd_jax import main
 from hfgd_jax.data.labels import TABLES
@@ -16,45 +17,12 @@ from hfgd_jax.errors import UserError
 from hfgd_jax.runs import saved_config, system
 from hfgd_jax.runs.checkpoints import Checkpoints
 from hfgd_jax.tools import import_weights
-from hfgd_jax.weights import foreign, pretrained
-from hfgd_jax.weights.layouts import file_shape
-from hfgd_jax.weights.names import upernet
-
-LABELS = ("sky", "road", "car", "road")
-GIVEN = {
-    "model_type": "upernet",
-    "hidden_size": 8,
-    "id2label": {str(i): name for i, name in enumerate(LABELS)},
-    "backbone_config": {
-        "model_type": "convnext",
-        "depths": [2, 2, 6, 2],
-        "hidden_sizes": [40, 80, 160, 320],
-        "out_features": ["stage1", "stage2", "stage3", "stage4"],
-    },
-}
-
-
-def random_file(naming, shapes, root, seed=0):
-    """Tensors that `naming` asks for; scales and variances about one, weights small."""
-    rng, flat = np.random.default_rng(seed), dict(jax.tree_util.tree_flatten_with_path(shapes)[0])
-    flat = {tuple(key.key for key in path): leaf.shape for path, leaf in flat.items()}
-    out = {}
-    for name, target in naming.targets.items():
-        shape = file_shape(target, flat[(target.collection, *root, *target.path)])
-        noise = 0.1 * rng.standard_normal(shape).astype(np.float32)
-        out[naming.prefixes[0] + name] = 1 + np.abs(noise) if target.path[-1] in ("scale", "var") else noise
-    return out
+from hfgd_jax.weights import pretrained
 
 
 @pytest.fixture(scope="module")
 def tensors():
-    """Of a small UPerNet, with what transformers' files have besides."""
-    config = foreign.config_of(GIVEN)
-    shapes = jax.eval_shape(system.make_init(system.build(config)), jax.random.PRNGKey(0)).model
-    out = random_file(upernet.naming("convnext_a"), shapes, ())
-    out["decode_head.bottleneck.batch_norm.num_batches_tracked"] = np.zeros((), np.int64)
-    out["auxiliary_head.classifier.bias"] = np.zeros(4, np.float32)
-    return out
+    return random_upernet()
 
 
 @pytest.fixture
@@ -63,7 +31,7 @@ def folder(tensors, tmp_path):
     folder = tmp_path / "upernet"
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(GIVEN))
+    (folder / "config.json").write_text(json.dumps(UPERNET))
     return folder
 
 
@@ -135,7 +103,7 @@ def test_a_damaged_model_is_refused_and_leaves_no_run(folder, tensors, tmp_path)
         ("config.json", None, "needs the config.json"),
         ("config.json", "{", "cannot be read as JSON"),
         ("preprocessor_config.json", '{"image_mean": [0.5, 0.5, 0.5]}', "image_mean"),
-        ("config.json", json.dumps(GIVEN | {"id2label": {"1": "a", "2": "b"}}), "id2label"),
+        ("config.json", json.dumps(UPERNET | {"id2label": {"1": "a", "2": "b"}}), "id2label"),
     ],
 )
 def test_what_stands_beside_the_weights(name, text, words, folder, tmp_path):
@@ -168,8 +136,7 @@ def test_label_tables():
 
 
 def test_a_backbones_file_in_another_naming(tmp_path):
-    naming = pretrained.find_naming("convnext_a", "transformers")
-    source = random_file(naming, pretrained.backbone_shapes("convnext_a"), ("backbone",))
+    source = random_backbone("convnext_a", "transformers")
     save_file({k: v.astype(np.float16) for k, v in source.items()}, tmp_path / "source.safetensors")
 
     def run(**options):
@@ -198,8 +165,7 @@ def test_a_backbones_file_in_another_naming(tmp_path):
 
 
 def test_the_command(tmp_path, user_env):
-    naming = pretrained.find_naming("resnet18")
-    source = random_file(naming, pretrained.backbone_shapes("resnet18"), ("backbone",))
+    source = random_backbone("resnet18")
     save_file(source | {"fc.bias": np.zeros(3, np.float32)}, tmp_path / "a.safetensors")
     command = [sys.executable, "-m", "hfgd_jax.tools.import_weights", "--backbone=resnet18"]
     command += [f"--source={tmp_path}/a.safetensors", f"--output={tmp_path}/out"]
