@@ -71,7 +71,7 @@ def test_targets_and_extras_that_are_named_are_there():
     makefile = (ROOT / "Makefile").read_text()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     found = [match for c in COMMANDS if (match := page_commands.LOOKED_UP.fullmatch(c.text))]
-    assert len(found) > 10
+    assert len(found) > 5
     for match in found:
         target, extra = match["target"], match["extra"]
         assert not target or re.search(rf"^{target}:", makefile, re.MULTILINE), match[0]
