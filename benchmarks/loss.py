@@ -31,10 +31,10 @@ _REPEAT = flags.DEFINE_integer("repeat", 0, "Timed calls of each; 0: memory alon
 _NOTE = flags.DEFINE_string("note", "", "What else the machine did, for the result.")
 
 
-def compiled(uncut: int, *abstract: jax.ShapeDtypeStruct) -> jax.stages.Compiled:
-    """Value and gradient of the loss, of which fewer than so many logits at the pixels are not cut."""
+def compiled(values: int, *abstract: jax.ShapeDtypeStruct) -> jax.stages.Compiled:
+    """Value and gradient of the loss, in blocks of so many logits at the pixels."""
     loss = lambda logits, labels: cross_entropy(logits, labels, geometry="align_corners")  # noqa: E731
-    with mock.patch.object(blocks, "WHOLE", uncut):
+    with mock.patch.object(blocks, "BLOCK", values):
         return jax.jit(jax.value_and_grad(loss)).lower(*abstract).compile()
 
 
@@ -51,7 +51,9 @@ def main(_: list[str]) -> None:
     low = geometry.feature_size(geometry.grid_size(size, "align_corners"), _STRIDE.value, "align_corners")
     shape, label_shape = (_BATCH.value, *low, _CLASSES.value), (_BATCH.value, *size)
     abstract = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(label_shape, jnp.uint8)
-    both = {name: compiled(uncut, *abstract) for name, uncut in (("blocks", 0), ("whole", 2**62))}
+    both = {
+        name: compiled(values, *abstract) for name, values in (("blocks", blocks.BLOCK), ("whole", 2**62))
+    }
     memory = {name: program.memory_analysis().temp_size_in_bytes for name, program in both.items()}
     result = {
         **report.machine(1),

@@ -2,8 +2,9 @@
 
 At 171 classes and 16 crops of 513x513 such logits take 2.7 GiB, and their gradient as much again. Logits at
 the output stride are resized to the pixels of one block of rows after the other; where a gradient is wanted,
-a block's is computed along with its losses and added to that of the logits at the output stride. A batch of
-fewer than `WHOLE` such logits is one block, and then nothing is done by hand.
+a block's is computed along with its losses and added to that of the logits at the output stride. That is faster
+on a CPU, too (`benchmarks/loss.py`). A batch of up to `BLOCK` such logits is one block, and then nothing is
+done by hand.
 """
 
 from collections.abc import Callable
@@ -14,13 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Shaped
 
-from hfgd_jax.geometry import COARSEST, IGNORE, Geometry, RowBlocks, block_to_pixels, row_blocks
+from hfgd_jax.geometry import IGNORE, Geometry, RowBlocks, block_to_pixels, row_blocks
 from hfgd_jax.losses.pixels import Pixels, at_pixels, one_hot
 
-# Logits at the pixels, of the whole batch: what is not cut, and else what is held at once. Uncut is a little
-# faster on a CPU (`benchmarks/loss.py`).
-WHOLE = 2**26
-BLOCK = 2**22
+BLOCK = 2**22  # float32 logits that are held at the pixels at once, of the whole batch
 
 PixelLoss = Callable[[Pixels], Float[Array, "b H W"]]
 
@@ -71,9 +69,8 @@ def each_pixel(
 
 
 def _blocks(logits: Array, labels: Array, geometry: Geometry) -> RowBlocks:
-    (height, width), values = labels.shape[1:], labels.size * logits.shape[-1]
-    limit = values * COARSEST**2 if values < WHOLE else BLOCK  # the grid has more pixels than the images
-    return row_blocks(logits.shape, (height, width), limit, geometry=geometry)
+    height, width = labels.shape[1:]
+    return row_blocks(logits.shape, (height, width), BLOCK, geometry=geometry)
 
 
 def _weighted(losses: Array, weights: Array) -> Array:

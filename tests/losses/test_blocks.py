@@ -11,6 +11,7 @@ from hfgd_jax.geometry import feature_size, grid_size, row_blocks
 from hfgd_jax.losses import blocks, cross_entropy, focal_loss
 
 SIZE, CLASSES = (70, 45), 5
+WHOLE = 2**62
 LOSSES = {
     "cross_entropy": cross_entropy,
     "class_weights": partial(cross_entropy, class_weights=(1.0, 0.5, 3.0, 0.25, 2.0)),
@@ -32,7 +33,6 @@ def in_blocks(monkeypatch):
     """A function that gives value and gradient with blocks of at most so many logits."""
 
     def compute(loss, limit, *operands):
-        monkeypatch.setattr(blocks, "WHOLE", 0 if limit else 2**62)
         monkeypatch.setattr(blocks, "BLOCK", limit)
         return jax.jit(jax.value_and_grad(loss))(*operands)  # a new function: nothing compiled is used again
 
@@ -47,7 +47,7 @@ def in_blocks(monkeypatch):
 def test_value_and_gradient_are_those_of_the_whole(name, geometry, stride, limit, in_blocks):
     logits, labels = example(geometry, stride)
     loss = lambda logits: LOSSES[name](logits, labels, geometry=geometry) * 3  # noqa: E731
-    value, gradient = in_blocks(loss, 0, logits)
+    value, gradient = in_blocks(loss, WHOLE, logits)
     assert row_blocks(logits.shape, SIZE, limit, geometry=geometry).count > 1
     found, found_gradient = in_blocks(loss, limit, logits)
     np.testing.assert_allclose(found, value, rtol=1e-5)
@@ -59,7 +59,7 @@ def test_logits_keep_their_dtype_and_pixels_of_weight_0_may_be_nan(in_blocks):
     labels = labels.at[1].set(255)
     logits = logits.at[1].set(jnp.nan)
     loss = lambda logits: cross_entropy(logits, labels, geometry="align_corners")  # noqa: E731
-    value, gradient = in_blocks(loss, 0, logits)
+    value, gradient = in_blocks(loss, WHOLE, logits)
     found, found_gradient = in_blocks(loss, 1, logits)
     assert value.dtype == jnp.float32 and found_gradient.dtype == jnp.bfloat16
     np.testing.assert_allclose(found, value, rtol=1e-5)
@@ -75,11 +75,11 @@ def test_memory_at_171_classes_is_an_eighth(in_blocks):
         jax.ShapeDtypeStruct((16, 513, 513), jnp.uint8),
     )
 
-    def memory(uncut):
+    def memory(limit):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(blocks, "WHOLE", uncut)
+            patch.setattr(blocks, "BLOCK", limit)
             loss = lambda logits, labels: cross_entropy(logits, labels, geometry="align_corners")  # noqa: E731
             program = jax.jit(jax.value_and_grad(loss)).lower(*shapes).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    assert 8 * memory(blocks.WHOLE) < memory(2**62)
+    assert 8 * memory(blocks.BLOCK) < memory(WHOLE)
