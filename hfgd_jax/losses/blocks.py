@@ -2,9 +2,9 @@
 
 At 171 classes and 16 crops of 513x513 such logits take 2.7 GiB, and their gradient as much again. Logits at
 the output stride are resized to the pixels of one block of rows after the other; where a gradient is wanted,
-a block's is computed along with its losses and added to that of the logits at the output stride. That is faster
-on a CPU, too (`benchmarks/loss.py`). A batch of up to `BLOCK` such logits is one block, and then nothing is
-done by hand.
+a block's is computed along with its losses and added to that of the logits at the output stride. That is
+faster on a CPU, too (`benchmarks/loss.py`). A batch of up to `BLOCK` such logits is one block, and then
+nothing is done by hand.
 """
 
 from collections.abc import Callable
