@@ -8,7 +8,6 @@ and prediction both come through here.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -107,30 +106,11 @@ def sample(
         position = (position + 0.5) / output_stride - 0.5
         last = jnp.ceil(image / sliding.COARSEST) * (sliding.COARSEST // output_stride) - 1
     position = jnp.clip(position, 0, last)
-    # On a TPU gathers are slow and matrix products cheap; elsewhere a product takes several times as long,
-    # and of large images as long as the whole model.
-    product, gather = (partial(function, axis=axis) for function in (sample_by_product, sample_by_gather))
-    return jax.lax.platform_dependent(logits, position, tpu=product, default=gather)
-
-
-def sample_by_product(
-    logits: Float[Array, "b h w k"], position: Float[Array, "b n"], axis: Literal[0, 1]
-) -> Float[Array, "b ..."]:
-    """Bilinear samples at positions within the logits, as a product with a matrix that is mostly 0."""
+    # Not by a gather: XLA may compute a position twice, with other rounding, and a neighbour's index and
+    # weight then disagree. These weights are continuous in the position.
     weights = jnp.maximum(0.0, 1 - jnp.abs(position[..., None] - jnp.arange(logits.shape[1 + axis])))
     equation = "boh,bhwk->bowk" if axis == 0 else "bow,bhwk->bhok"
     return jnp.einsum(equation, weights, logits, precision=jax.lax.Precision.HIGHEST)
-
-
-def sample_by_gather(
-    logits: Float[Array, "b h w k"], position: Float[Array, "b n"], axis: Literal[0, 1]
-) -> Float[Array, "b ..."]:
-    """Bilinear samples at positions within the logits, from two neighbours each."""
-    low = jnp.floor(position).astype(jnp.int32)
-    high = jnp.minimum(low + 1, logits.shape[1 + axis] - 1)
-    a, b = (jax.vmap(partial(jnp.take, axis=axis, mode="clip"))(logits, index) for index in (low, high))
-    t = (position - low)[:, :, None, None] if axis == 0 else (position - low)[:, None, :, None]
-    return a * (1 - t) + b * t
 
 
 def mirror(images: UInt8[Array, "b H W 3"], size: Int[Array, "b 2"]) -> UInt8[Array, "b H W 3"]:

@@ -15,13 +15,7 @@ from hfgd_jax.data import augment, canvases, pipeline
 from hfgd_jax.errors import UserError
 from hfgd_jax.inference import sliding
 from hfgd_jax.inference import views as inference_views
-from hfgd_jax.inference.views import (
-    Inference,
-    logits_at_label,
-    mirror,
-    sample_by_gather,
-    sample_by_product,
-)
+from hfgd_jax.inference.views import Inference, logits_at_label, mirror
 
 REACH = 8  # pixels: half the receptive field of `Small`, and a little
 
@@ -241,16 +235,6 @@ def test_equal_sizes_give_the_pixels_of_the_grid(name, stride, grid):
     size = jnp.array([[30, 27], [grid, grid]])
     got = logits_at_label(logits, size, size, (grid, grid), output_stride=stride, geometry=name)
     want = geometry.to_pixels(logits, (grid, grid), geometry=name)
-    np.testing.assert_allclose(got, want, atol=1e-5)
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_a_product_with_a_matrix_samples_alike(axis):
-    """What a TPU computes and what others do."""
-    rng = np.random.default_rng(0)
-    logits, last = jnp.asarray(rng.normal(size=(2, 5, 7, 3)), jnp.float32), (4, 6)[axis]
-    position = jnp.asarray(np.concatenate([rng.uniform(0, last, (2, 9)), [[0.0, last]] * 2], 1), jnp.float32)
-    want, got = (f(logits, position, axis) for f in (sample_by_product, sample_by_gather))
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
